@@ -1,0 +1,1 @@
+//! The NBD protocol, both roles, without I/O.
