@@ -1,0 +1,338 @@
+//! The client's side of the negotiation.
+//!
+//! A client has one goal: start transmission on an export ([`Client::new`]), learn about one
+//! ([`Client::info`]) or name them all ([`Client::list`]). It never negotiates structured replies
+//! or extended headers, because the Linux driver that inherits the socket cannot take them. Where
+//! a server does not know GO, it falls back to EXPORT_NAME.
+
+use super::{Export, Listed};
+use crate::Violation;
+use crate::option::{self, Info, InfoRequest, REPLY_HEADER_LEN, ReplyHeader, put_option};
+use crate::proto::{
+    ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
+    STRING_MAX, TransmissionFlags,
+};
+use crate::wire::{Cursor, Malformed, Put};
+
+/// Longest option reply a client stores; two strings of the spec's longest and their lengths.
+pub const REPLY_DATA_MAX: usize = 2 * STRING_MAX + 64;
+/// Replies to one option before the client gives up; far above any sensible list of exports.
+pub const REPLIES_MAX: usize = 65_536;
+/// Second word of an oldstyle greeting.
+const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+
+/// Why a client's negotiation failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The peer broke the protocol; most likely it is no NBD server.
+    #[error("the peer does not speak NBD: {0}")]
+    Violation(#[from] Violation),
+    /// A reply of the server was malformed.
+    #[error("the server sent a malformed {reply:?} reply: {fault}")]
+    Malformed {
+        /// Which reply.
+        reply: ReplyType,
+        /// What is wrong with it.
+        fault: Malformed,
+    },
+    /// The server speaks the oldstyle protocol.
+    #[error("the server speaks only the oldstyle protocol, which names no exports")]
+    Oldstyle,
+    /// The server refused, with its own words if it had any.
+    #[error("the server refused: {}{}", explain(*reply), quote(text))]
+    Refused {
+        /// The error reply.
+        reply: ReplyType,
+        /// The server's text, possibly empty.
+        text: String,
+    },
+    /// The server answered with something that is no answer to the question.
+    #[error("the server answered {option:?} with an unexpected {reply:?}")]
+    Unexpected {
+        /// What was asked, or what the server claims was asked.
+        option: OptionType,
+        /// What came.
+        reply: ReplyType,
+    },
+    /// One reply is longer than any sensible reply.
+    #[error("the server sent a reply of {0} bytes, more than any sensible reply")]
+    TooLong(u32),
+    /// The server replied without end.
+    #[error("the server sent more than {REPLIES_MAX} replies to one option")]
+    TooMany,
+    /// The name is longer than 4096 bytes or holds a NUL.
+    #[error("an export name has at most 4096 bytes and no NUL")]
+    Name,
+}
+
+/// The client's side of one negotiation.
+#[derive(Debug)]
+pub struct Client {
+    goal: Goal,
+    state: State,
+    no_zeroes: bool,
+    replies: usize,
+    export: Export,
+    told_export: bool,
+    exports: Vec<Listed>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Goal {
+    Go(String),
+    Info(String),
+    List,
+}
+
+#[derive(Debug)]
+enum State {
+    Greeting,
+    ReplyHeader,
+    ReplyData(ReplyHeader),
+    ExportName,
+}
+
+/// What to do after a step.
+#[derive(Debug)]
+pub enum Step {
+    /// Send, read [`Client::need`] bytes, step again.
+    Continue {
+        /// Bytes for the server, possibly none.
+        send: Vec<u8>,
+        /// The state to step next.
+        next: Client,
+    },
+    /// Send (possibly nothing), then transmission begins on this export.
+    Ready {
+        /// Bytes for the server.
+        send: Vec<u8>,
+        /// What the server told.
+        export: Export,
+    },
+    /// Send, then close: the question was answered.
+    Told {
+        /// Bytes for the server: an ABORT. The server may close without acknowledging it.
+        send: Vec<u8>,
+        /// The answer.
+        answer: Answer,
+    },
+}
+
+/// The answer to a question that starts no transmission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// [`Client::info`]: the export.
+    Export(Export),
+    /// [`Client::list`]: every export the server lists.
+    Exports(Vec<Listed>),
+}
+
+impl Client {
+    /// A client that wants to start transmission on `export`.
+    pub fn new(export: &str) -> Result<Client, ClientError> {
+        Ok(Client::with(Goal::Go(checked(export)?)))
+    }
+
+    /// A client that wants to learn about `export`.
+    pub fn info(export: &str) -> Result<Client, ClientError> {
+        Ok(Client::with(Goal::Info(checked(export)?)))
+    }
+
+    /// A client that wants to know the names of all exports.
+    #[must_use]
+    pub fn list() -> Client {
+        Client::with(Goal::List)
+    }
+
+    fn with(goal: Goal) -> Client {
+        let flags = TransmissionFlags::NONE;
+        let export = Export { size: 0, flags, block_sizes: None, name: None, description: None };
+        let state = State::Greeting;
+        Client { goal, state, no_zeroes: false, replies: 0, export, told_export: false, exports: vec![] }
+    }
+
+    /// How many bytes the next [`Client::step`] takes: exactly these must be read.
+    /// Never zero and never more than [`REPLY_DATA_MAX`].
+    #[must_use]
+    pub fn need(&self) -> usize {
+        match &self.state {
+            State::Greeting => 18,
+            State::ReplyHeader => REPLY_HEADER_LEN,
+            State::ReplyData(header) => header.length as usize,
+            State::ExportName => 10 + if self.no_zeroes { 0 } else { EXPORT_NAME_PADDING },
+        }
+    }
+
+    /// Takes the bytes that were needed.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] ends the connection.
+    ///
+    /// # Panics
+    /// When `input` is not [`Client::need`] bytes long.
+    pub fn step(mut self, input: &[u8]) -> Result<Step, ClientError> {
+        assert_eq!(input.len(), self.need(), "a step takes exactly the bytes it needs");
+        match std::mem::replace(&mut self.state, State::ReplyHeader) {
+            State::Greeting => self.greeting(input),
+            State::ReplyHeader => self.reply_header(input),
+            State::ReplyData(header) => self.reply(header, input),
+            State::ExportName => self.export_name(input),
+        }
+    }
+
+    fn greeting(mut self, input: &[u8]) -> Result<Step, ClientError> {
+        let mut cursor = Cursor::new(input);
+        let first = cursor.u64().unwrap_or_default();
+        if first != NBDMAGIC {
+            return Err(Violation::Magic { expected: "NBDMAGIC", found: first }.into());
+        }
+        match cursor.u64().unwrap_or_default() {
+            IHAVEOPT => {}
+            OLDSTYLE_MAGIC => return Err(ClientError::Oldstyle),
+            found => return Err(Violation::Magic { expected: "IHAVEOPT", found }.into()),
+        }
+        let offered = HandshakeFlags(cursor.u16().unwrap_or_default());
+        let fixed = offered.contains(HandshakeFlags::FIXED_NEWSTYLE);
+        self.no_zeroes = offered.contains(HandshakeFlags::NO_ZEROES);
+        let mut flags = ClientFlags::NONE;
+        if fixed {
+            flags |= ClientFlags::FIXED_NEWSTYLE;
+        }
+        if self.no_zeroes {
+            flags |= ClientFlags::NO_ZEROES;
+        }
+        let mut send = Vec::new();
+        send.put_u32(flags.0);
+        if fixed { self.ask(send) } else { self.fall_back(send) }
+    }
+
+    /// Puts the question.
+    fn ask(self, mut send: Vec<u8>) -> Result<Step, ClientError> {
+        match &self.goal {
+            Goal::List => put_option(&mut send, OptionType::LIST, &[]),
+            Goal::Go(export) | Goal::Info(export) => {
+                let wants = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
+                let data = InfoRequest { export: export.clone(), wants }.encode();
+                put_option(&mut send, self.asked(), &data);
+            }
+        }
+        Ok(Step::Continue { send, next: self })
+    }
+
+    /// Asks by EXPORT_NAME, the only option of servers that know no other.
+    fn fall_back(mut self, mut send: Vec<u8>) -> Result<Step, ClientError> {
+        let Goal::Go(export) = &self.goal else {
+            return Err(ClientError::Refused { reply: ReplyType::ERR_UNSUP, text: String::new() });
+        };
+        put_option(&mut send, OptionType::EXPORT_NAME, export.as_bytes());
+        self.state = State::ExportName;
+        Ok(Step::Continue { send, next: self })
+    }
+
+    fn reply_header(mut self, input: &[u8]) -> Result<Step, ClientError> {
+        let header = ReplyHeader::decode(input)?;
+        let ReplyHeader { option, reply, length } = header;
+        if option != self.asked() {
+            return Err(ClientError::Unexpected { option, reply });
+        }
+        if length as usize > REPLY_DATA_MAX {
+            return Err(ClientError::TooLong(length));
+        }
+        self.replies += 1;
+        if self.replies > REPLIES_MAX {
+            return Err(ClientError::TooMany);
+        }
+        if length == 0 {
+            return self.reply(header, &[]);
+        }
+        self.state = State::ReplyData(header);
+        Ok(Step::Continue { send: Vec::new(), next: self })
+    }
+
+    fn reply(mut self, header: ReplyHeader, data: &[u8]) -> Result<Step, ClientError> {
+        let ReplyHeader { option, reply, .. } = header;
+        let malformed = |fault| ClientError::Malformed { reply, fault };
+        match (reply, &self.goal) {
+            (ReplyType::ACK, _) => self.acknowledged(option),
+            (ReplyType::SERVER, Goal::List) => {
+                self.exports.push(option::decode_listed(data).map_err(malformed)?);
+                Ok(Step::Continue { send: Vec::new(), next: self })
+            }
+            (ReplyType::INFO, Goal::Go(_) | Goal::Info(_)) => {
+                self.learn(Info::decode(data).map_err(malformed)?);
+                Ok(Step::Continue { send: Vec::new(), next: self })
+            }
+            (ReplyType::ERR_UNSUP, Goal::Go(_)) => self.fall_back(Vec::new()),
+            (reply, _) if reply.is_error() => {
+                let text = String::from_utf8_lossy(data).into_owned();
+                Err(ClientError::Refused { reply, text })
+            }
+            _ => Err(ClientError::Unexpected { option, reply }),
+        }
+    }
+
+    fn learn(&mut self, info: Info) {
+        match info {
+            Info::Export { size, flags } => {
+                (self.export.size, self.export.flags) = (size, flags);
+                self.told_export = true;
+            }
+            Info::Name(name) => self.export.name = Some(name),
+            Info::Description(text) => self.export.description = Some(text),
+            // Sizes that break the spec's rules would mislead whoever aligns by them.
+            Info::BlockSizes(sizes) => self.export.block_sizes = Some(sizes).filter(|s| s.are_valid()),
+            Info::Other(_) => {}
+        }
+    }
+
+    fn acknowledged(self, option: OptionType) -> Result<Step, ClientError> {
+        let mut abort = Vec::new();
+        put_option(&mut abort, OptionType::ABORT, &[]);
+        match self.goal {
+            Goal::List => Ok(Step::Told { send: abort, answer: Answer::Exports(self.exports) }),
+            _ if !self.told_export => Err(ClientError::Unexpected { option, reply: ReplyType::ACK }),
+            Goal::Info(_) => Ok(Step::Told { send: abort, answer: Answer::Export(self.export) }),
+            Goal::Go(_) => Ok(Step::Ready { send: Vec::new(), export: self.export }),
+        }
+    }
+
+    fn export_name(mut self, input: &[u8]) -> Result<Step, ClientError> {
+        let mut cursor = Cursor::new(input);
+        self.export.size = cursor.u64().unwrap_or_default();
+        self.export.flags = TransmissionFlags(cursor.u16().unwrap_or_default());
+        Ok(Step::Ready { send: Vec::new(), export: self.export })
+    }
+
+    fn asked(&self) -> OptionType {
+        match self.goal {
+            Goal::Go(_) => OptionType::GO,
+            Goal::Info(_) => OptionType::INFO,
+            Goal::List => OptionType::LIST,
+        }
+    }
+}
+
+fn checked(export: &str) -> Result<String, ClientError> {
+    crate::wire::string(export.as_bytes()).map(str::to_owned).map_err(|_| ClientError::Name)
+}
+
+/// What an error reply means, for a person.
+fn explain(reply: ReplyType) -> String {
+    match reply {
+        ReplyType::ERR_UNSUP => "it does not know the request".into(),
+        ReplyType::ERR_POLICY => "its policy forbids it".into(),
+        ReplyType::ERR_INVALID => "it found the request invalid".into(),
+        ReplyType::ERR_PLATFORM => "its platform does not support it".into(),
+        ReplyType::ERR_TLS_REQD => "it requires TLS".into(),
+        ReplyType::ERR_UNKNOWN => "it has no export of that name".into(),
+        ReplyType::ERR_SHUTDOWN => "it is shutting down".into(),
+        ReplyType::ERR_BLOCK_SIZE_REQD => "it requires block sizes to be negotiated".into(),
+        ReplyType::ERR_TOO_BIG => "the request is too big for it".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The server's own words, made safe for a terminal.
+fn quote(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text:?})") }
+}

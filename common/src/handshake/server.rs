@@ -1,0 +1,231 @@
+//! The server's side of the negotiation.
+//!
+//! The state enum is the table of contents: greeting sent → client flags → (option header →
+//! option data)* → transmission. Data of options that are unknown or too long is skipped in
+//! small pieces and never stored, so a client cannot make the server remember anything.
+
+use super::{Export, Listed};
+use crate::Violation;
+use crate::option::{self, InfoRequest, OPTION_HEADER_LEN, OptionHeader, put_reply};
+use crate::proto::{
+    ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
+    STRING_MAX,
+};
+use crate::wire::{self, Put};
+
+/// Longest option data that is kept: an INFO with the longest name and 256 information requests.
+/// Longer data of a known option is skipped and answered with ERR_TOO_BIG.
+pub const OPTION_DATA_MAX: usize = 4 + STRING_MAX + 2 + 512;
+/// Options in one handshake; `nbdinfo --list` on a thousand exports stays below this.
+pub const OPTIONS_MAX: u32 = 4096;
+/// Bytes of skipped option data that are taken at a time.
+const SKIP_PIECE: usize = 4096;
+
+/// The exports a server offers to one connection.
+pub trait Exports {
+    /// What transmission needs once an export was chosen.
+    type Handle;
+    /// Every export that may be listed to this client.
+    fn list(&self) -> Vec<Listed>;
+    /// The export of that name; the empty name asks for the default export.
+    fn find(&self, name: &str) -> Option<(Export, Self::Handle)>;
+}
+
+/// The server's side of one negotiation.
+#[derive(Debug)]
+pub struct Server {
+    state: State,
+    no_zeroes: bool,
+    options: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    ClientFlags,
+    OptionHeader,
+    OptionData(OptionHeader),
+    Skip { option: OptionType, left: u32, answer: ReplyType },
+}
+
+/// What to do after a step.
+#[derive(Debug)]
+pub enum Step<H> {
+    /// Send, read [`Server::need`] bytes, step again.
+    Continue {
+        /// Bytes for the client, possibly none.
+        send: Vec<u8>,
+        /// The state to step next.
+        next: Server,
+    },
+    /// Send, then transmission begins.
+    Transmit {
+        /// Bytes for the client.
+        send: Vec<u8>,
+        /// What the client was told.
+        export: Export,
+        /// The chosen export's handle.
+        handle: H,
+    },
+    /// Send, then close: the client aborted.
+    Close {
+        /// Bytes for the client.
+        send: Vec<u8>,
+    },
+}
+
+impl Server {
+    /// A fresh negotiation and the greeting that opens it.
+    #[must_use]
+    pub fn new() -> (Server, Vec<u8>) {
+        let mut greeting = Vec::new();
+        greeting.put_u64(NBDMAGIC);
+        greeting.put_u64(IHAVEOPT);
+        greeting.put_u16((HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).0);
+        (Server { state: State::ClientFlags, no_zeroes: false, options: 0 }, greeting)
+    }
+
+    /// How many bytes the next [`Server::step`] takes: exactly these must be read.
+    /// Never zero and never more than [`OPTION_DATA_MAX`].
+    #[must_use]
+    pub fn need(&self) -> usize {
+        match &self.state {
+            State::ClientFlags => 4,
+            State::OptionHeader => OPTION_HEADER_LEN,
+            State::OptionData(header) => header.length as usize,
+            State::Skip { left, .. } => SKIP_PIECE.min(*left as usize),
+        }
+    }
+
+    /// Takes the bytes that were needed.
+    ///
+    /// # Errors
+    /// A [`Violation`] ends the connection.
+    ///
+    /// # Panics
+    /// When `input` is not [`Server::need`] bytes long.
+    pub fn step<E: Exports>(mut self, input: &[u8], exports: &E) -> Result<Step<E::Handle>, Violation> {
+        assert_eq!(input.len(), self.need(), "a step takes exactly the bytes it needs");
+        match std::mem::replace(&mut self.state, State::OptionHeader) {
+            State::ClientFlags => self.client_flags(input),
+            State::OptionHeader => self.option_header(input, exports),
+            State::OptionData(header) => self.option(header.option, input, exports),
+            State::Skip { option, left, answer } => {
+                let left = left.saturating_sub(u32::try_from(input.len()).unwrap_or(u32::MAX));
+                Ok(self.skip(option, left, answer))
+            }
+        }
+    }
+
+    fn client_flags<H>(mut self, input: &[u8]) -> Result<Step<H>, Violation> {
+        let flags = ClientFlags(wire::Cursor::new(input).u32().unwrap_or_default());
+        let unknown = flags.without(ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES);
+        if unknown != ClientFlags::NONE {
+            return Err(Violation::ClientFlags(flags.0));
+        }
+        self.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
+        Ok(self.then(Vec::new()))
+    }
+
+    fn option_header<E: Exports>(mut self, input: &[u8], exports: &E) -> Result<Step<E::Handle>, Violation> {
+        let header = OptionHeader::decode(input)?;
+        self.options += 1;
+        if self.options > OPTIONS_MAX {
+            return Err(Violation::TooManyOptions(OPTIONS_MAX));
+        }
+        let OptionHeader { option, length } = header;
+        match option {
+            // "the server SHOULD ignore any data sent by the client" with ABORT, so it need not
+            // even be read: the connection closes.
+            OptionType::ABORT => Ok(Step::Close { send: reply(option, ReplyType::ACK, "") }),
+            OptionType::EXPORT_NAME if length as usize > STRING_MAX => Err(Violation::MalformedName),
+            OptionType::EXPORT_NAME | OptionType::INFO | OptionType::GO | OptionType::LIST => {
+                if length as usize > OPTION_DATA_MAX {
+                    return Ok(self.skip(option, length, ReplyType::ERR_TOO_BIG));
+                }
+                if length == 0 {
+                    return self.option(option, &[], exports);
+                }
+                self.state = State::OptionData(header);
+                Ok(Step::Continue { send: Vec::new(), next: self })
+            }
+            _ => Ok(self.skip(option, length, ReplyType::ERR_UNSUP)),
+        }
+    }
+
+    /// Skips what is left of an option's data, then answers.
+    fn skip<H>(mut self, option: OptionType, left: u32, answer: ReplyType) -> Step<H> {
+        if left == 0 {
+            return self.then(reply(option, answer, ""));
+        }
+        self.state = State::Skip { option, left, answer };
+        Step::Continue { send: Vec::new(), next: self }
+    }
+
+    fn option<E: Exports>(
+        self,
+        option: OptionType,
+        data: &[u8],
+        exports: &E,
+    ) -> Result<Step<E::Handle>, Violation> {
+        match option {
+            OptionType::EXPORT_NAME => self.export_name(data, exports),
+            OptionType::LIST => Ok(self.list(data, exports)),
+            _ => Ok(self.info(option, data, exports)),
+        }
+    }
+
+    fn export_name<E: Exports>(self, data: &[u8], exports: &E) -> Result<Step<E::Handle>, Violation> {
+        let name = wire::string(data).map_err(|_| Violation::MalformedName)?;
+        let Some((export, handle)) = exports.find(name) else {
+            return Err(Violation::UnknownExport(name.to_owned()));
+        };
+        let mut send = Vec::new();
+        send.put_u64(export.size);
+        send.put_u16(export.flags.0);
+        if !self.no_zeroes {
+            send.extend_from_slice(&[0; EXPORT_NAME_PADDING]);
+        }
+        Ok(Step::Transmit { send, export, handle })
+    }
+
+    fn list<E: Exports>(self, data: &[u8], exports: &E) -> Step<E::Handle> {
+        if !data.is_empty() {
+            return self.then(reply(OptionType::LIST, ReplyType::ERR_INVALID, "LIST takes no data"));
+        }
+        let mut send = Vec::new();
+        for listed in exports.list() {
+            option::put_listed(&mut send, &listed);
+        }
+        put_reply(&mut send, OptionType::LIST, ReplyType::ACK, &[]);
+        self.then(send)
+    }
+
+    fn info<E: Exports>(self, option: OptionType, data: &[u8], exports: &E) -> Step<E::Handle> {
+        let Ok(InfoRequest { export: name, wants }) = InfoRequest::decode(data) else {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "malformed request for information"));
+        };
+        let Some((export, handle)) = exports.find(&name) else {
+            return self.then(reply(option, ReplyType::ERR_UNKNOWN, "no export of that name"));
+        };
+        let mut send = Vec::new();
+        option::put_infos(&mut send, option, &export, &wants);
+        put_reply(&mut send, option, ReplyType::ACK, &[]);
+        if option == OptionType::GO {
+            // A client that did not ask for block sizes was not told them.
+            let block_sizes = export.block_sizes.filter(|_| wants.contains(&InfoType::BLOCK_SIZE));
+            return Step::Transmit { send, export: Export { block_sizes, ..export }, handle };
+        }
+        self.then(send)
+    }
+
+    fn then<H>(self, send: Vec<u8>) -> Step<H> {
+        Step::Continue { send, next: self }
+    }
+}
+
+/// One option reply with a text for people.
+fn reply(option: OptionType, reply: ReplyType, text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_reply(&mut out, option, reply, text.as_bytes());
+    out
+}

@@ -1,0 +1,210 @@
+//! NBD URIs (`doc/uri.md`): `nbd://host:port/export`, `nbd+unix:///export?socket=PATH` and kin.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use fluent_uri::pct_enc::encoder::Query;
+use fluent_uri::pct_enc::{EStr, EString};
+
+use crate::proto::DEFAULT_PORT;
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP port of a host.
+    Tcp {
+        /// A name, an IPv4 address, or an IPv6 address without brackets.
+        host: String,
+        /// 10809 unless the URI says otherwise.
+        port: u16,
+    },
+    /// A Unix domain socket.
+    Unix {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// A VM socket.
+    Vsock {
+        /// Context id: 2 is the host, 1 is this machine.
+        cid: u32,
+        /// 10809 unless the URI says otherwise.
+        port: u32,
+    },
+}
+
+/// Whether the scheme demands TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// `nbd`, `nbd+unix`, `nbd+vsock`.
+    Off,
+    /// `nbds`, `nbds+unix`, `nbds+vsock`.
+    Required,
+}
+
+/// Where an export is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uri {
+    /// How to reach the server.
+    pub transport: Transport,
+    /// Whether to encrypt.
+    pub tls: Tls,
+    /// Name of the export; empty for the default export.
+    pub export: String,
+}
+
+/// Why a text is no NBD URI.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UriError {
+    /// Not a URI by RFC 3986.
+    #[error("not a URI: {0} (expected for example nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH)")]
+    Syntax(String),
+    /// A URI of another kind.
+    #[error("{0:?} is no NBD scheme (known: nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock)")]
+    Scheme(String),
+    /// nbd:// without a host.
+    #[error("the URI names no host")]
+    NoHost,
+    /// A port that is no number from 1 to 65535.
+    #[error("{0:?} is no port number")]
+    Port(String),
+    /// nbd+unix:// without a socket.
+    #[error("a Unix URI needs the socket's path: nbd+unix:///EXPORT?socket=PATH")]
+    NoSocket,
+    /// nbd+unix:// with a host.
+    #[error("a Unix URI has no host (write nbd+unix:///EXPORT?socket=PATH, with three slashes)")]
+    HostWithSocket,
+    /// nbd+vsock:// with something else than a context id.
+    #[error("{0:?} is no VM socket context id")]
+    Cid(String),
+    /// Percent-encoding of something that is no UTF-8.
+    #[error("the {0} is not UTF-8")]
+    NotUtf8(&'static str),
+}
+
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Uri, UriError> {
+        let uri = fluent_uri::Uri::parse(text).map_err(|e| UriError::Syntax(e.to_string()))?;
+        let scheme = uri.scheme().as_str().to_ascii_lowercase();
+        let (tls, kind) = match scheme.strip_prefix("nbd") {
+            Some(rest) if rest.starts_with('s') => (Tls::Required, &rest[1..]),
+            Some(rest) => (Tls::Off, rest),
+            None => return Err(UriError::Scheme(scheme)),
+        };
+        let transport = match kind {
+            "" => tcp(&uri)?,
+            "+unix" => unix(&uri)?,
+            "+vsock" => vsock(&uri)?,
+            _ => return Err(UriError::Scheme(scheme)),
+        };
+        let path = decode(uri.path(), "export name")?;
+        let export = path.strip_prefix('/').unwrap_or(&path).to_owned();
+        Ok(Uri { transport, tls, export })
+    }
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = if self.tls == Tls::Required { "s" } else { "" };
+        let export = escape(&self.export);
+        match &self.transport {
+            Transport::Tcp { host, port } if host.contains(':') => {
+                write!(f, "nbd{s}://[{host}]:{port}/{export}")
+            }
+            Transport::Tcp { host, port } => write!(f, "nbd{s}://{host}:{port}/{export}"),
+            Transport::Unix { path } => {
+                write!(f, "nbd{s}+unix:///{export}?socket={}", escape(&path.to_string_lossy()))
+            }
+            Transport::Vsock { cid, port } => write!(f, "nbd{s}+vsock://{cid}:{port}/{export}"),
+        }
+    }
+}
+
+fn tcp(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
+    let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or(UriError::NoHost)?;
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let port = match authority.port().map(EStr::as_str).filter(|p| !p.is_empty()) {
+        None => DEFAULT_PORT,
+        Some(port) => port.parse().ok().filter(|p| *p != 0).ok_or_else(|| UriError::Port(port.to_owned()))?,
+    };
+    Ok(Transport::Tcp { host: bare.to_owned(), port })
+}
+
+fn unix(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
+    if uri.authority().is_some_and(|a| !a.host().is_empty()) {
+        return Err(UriError::HostWithSocket);
+    }
+    let pairs = uri.query().map(EStr::as_str).unwrap_or_default().split('&');
+    let socket = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == "socket");
+    let value = socket.map(|(_, value)| value).filter(|v| !v.is_empty()).ok_or(UriError::NoSocket)?;
+    let value = EStr::<Query>::new(value).ok_or(UriError::NoSocket)?;
+    Ok(Transport::Unix { path: PathBuf::from(decode(value, "socket path")?) })
+}
+
+fn vsock(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
+    let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or(UriError::NoHost)?;
+    let cid = authority.host().parse().map_err(|_| UriError::Cid(authority.host().to_owned()))?;
+    let port = match authority.port().map(EStr::as_str).filter(|p| !p.is_empty()) {
+        None => DEFAULT_PORT.into(),
+        Some(port) => port.parse().map_err(|_| UriError::Port(port.to_owned()))?,
+    };
+    Ok(Transport::Vsock { cid, port })
+}
+
+fn decode<E: fluent_uri::pct_enc::Encoder>(text: &EStr<E>, what: &'static str) -> Result<String, UriError> {
+    text.decode().to_string().map(Cow::into_owned).map_err(|_| UriError::NotUtf8(what))
+}
+
+/// Percent-encodes everything that could be mistaken for the URI's own punctuation.
+fn escape(text: &str) -> EString<Query> {
+    let mut out = EString::<Query>::new();
+    out.encode_str::<fluent_uri::pct_enc::encoder::Data>(text);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export_of(text: &str) -> String {
+        text.parse::<Uri>().unwrap().export
+    }
+
+    #[test]
+    fn the_examples_of_the_specification() {
+        assert_eq!(export_of("nbd://example.com/disk"), "disk");
+        assert_eq!(export_of("nbd+unix:///disk?socket=sock"), "disk");
+        assert_eq!(export_of("nbd://example.com/"), "");
+        assert_eq!(export_of("nbd://example.com"), "");
+        assert_eq!(export_of("nbd://example.com//disk"), "/disk");
+        assert_eq!(export_of("nbd://example.com/hello%20world"), "hello world");
+    }
+
+    #[test]
+    fn transports_and_defaults() {
+        let tcp = |host: &str, port| Transport::Tcp { host: host.into(), port };
+        assert_eq!("nbd://h".parse::<Uri>().unwrap().transport, tcp("h", 10809));
+        assert_eq!("nbds://[::1]:99/x".parse::<Uri>().unwrap().transport, tcp("::1", 99));
+        let unix = "nbd+unix:///?socket=/run/a%20b".parse::<Uri>().unwrap().transport;
+        assert_eq!(unix, Transport::Unix { path: "/run/a b".into() });
+        let vsock = "nbd+vsock://2:7/x".parse::<Uri>().unwrap().transport;
+        assert_eq!(vsock, Transport::Vsock { cid: 2, port: 7 });
+    }
+
+    #[test]
+    fn what_it_refuses() {
+        let error = |text: &str| text.parse::<Uri>().unwrap_err();
+        assert_eq!(error("http://h/"), UriError::Scheme("http".into()));
+        assert_eq!(error("nbdx://h/"), UriError::Scheme("nbdx".into()));
+        assert_eq!(error("nbd:///x"), UriError::NoHost);
+        assert_eq!(error("nbd://h:99999/x"), UriError::Port("99999".into()));
+        assert_eq!(error("nbd+unix:///x"), UriError::NoSocket);
+        assert_eq!(error("nbd+unix://h/x?socket=s"), UriError::HostWithSocket);
+        assert_eq!(error("nbd+vsock://h/x"), UriError::Cid("h".into()));
+        assert!(matches!(error("/dev/nbd0"), UriError::Syntax(_)));
+    }
+}

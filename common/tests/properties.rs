@@ -1,0 +1,198 @@
+//! No input makes either role panic or want memory without bound, and what is written is read
+//! back the same. Failing cases print their seed.
+
+use common::command::{Command, Fua, Hole, RequestHeader, Terms};
+use common::handshake::client::{Client, REPLY_DATA_MAX, Step as ClientStep};
+use common::handshake::server::{Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
+use common::handshake::{Export, Listed};
+use common::option::{InfoRequest, put_option, put_reply};
+use common::proto::*;
+use common::reply::SimpleReply;
+use common::uri::{Tls, Transport, Uri};
+use common::wire::Put;
+use proptest::prelude::*;
+
+struct Anything;
+
+impl Exports for Anything {
+    type Handle = ();
+
+    fn list(&self) -> Vec<Listed> {
+        vec![]
+    }
+
+    fn find(&self, name: &str) -> Option<(Export, ())> {
+        let flags = TransmissionFlags::HAS_FLAGS;
+        let export = Export { size: 1, flags, block_sizes: None, name: None, description: None };
+        (name.len() < 4).then_some((export, ()))
+    }
+}
+
+/// Pieces of a plausible conversation, so that random input gets past the first magic.
+fn client_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let option = (0_u32..13, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(|(kind, data)| {
+        let mut out = Vec::new();
+        put_option(&mut out, OptionType(kind), &data);
+        out
+    });
+    let piece = prop_oneof![
+        6 => option,
+        1 => proptest::collection::vec(any::<u8>(), 0..60),
+        1 => Just(InfoRequest { export: "a".into(), wants: vec![InfoType::NAME] }.encode()),
+    ];
+    proptest::collection::vec(piece, 0..8).prop_map(|pieces| {
+        let mut out = 3_u32.to_be_bytes().to_vec();
+        out.extend(pieces.concat());
+        out
+    })
+}
+
+fn server_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop_oneof![0_u32..5, (0_u32..12).prop_map(|bits| 1 << 31 | bits)];
+    let option = prop_oneof![4 => Just(7_u32), 1 => any::<u32>()];
+    let reply = (option, kind, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(|(o, k, data)| {
+        let mut out = Vec::new();
+        put_reply(&mut out, OptionType(o), ReplyType(k), &data);
+        out
+    });
+    let piece = prop_oneof![5 => reply, 1 => proptest::collection::vec(any::<u8>(), 0..60)];
+    (any::<u16>(), proptest::collection::vec(piece, 0..8)).prop_map(|(flags, pieces)| {
+        let mut out = Vec::new();
+        out.put_u64(NBDMAGIC);
+        out.put_u64(IHAVEOPT);
+        out.put_u16(flags);
+        out.extend(pieces.concat());
+        out
+    })
+}
+
+fn run_server(input: &[u8]) {
+    let (mut server, _) = Server::new();
+    let mut at = 0;
+    loop {
+        assert!((1..=OPTION_DATA_MAX).contains(&server.need()));
+        let Some(piece) = input.get(at..at + server.need()) else { return };
+        at += piece.len();
+        match server.step(piece, &Anything) {
+            Ok(ServerStep::Continue { next, send }) => {
+                assert!(send.len() < 64 << 10);
+                server = next;
+            }
+            _ => return,
+        }
+    }
+}
+
+fn run_client(input: &[u8]) {
+    for mut client in [Client::new("x").unwrap(), Client::info("x").unwrap(), Client::list()] {
+        let mut at = 0;
+        loop {
+            assert!((1..=REPLY_DATA_MAX).contains(&client.need()));
+            let Some(piece) = input.get(at..at + client.need()) else { break };
+            at += piece.len();
+            match client.step(piece) {
+                Ok(ClientStep::Continue { next, .. }) => client = next,
+                _ => break,
+            }
+        }
+    }
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    (any::<u64>(), any::<u16>(), 0_u32..17, 0_u32..26).prop_map(|(size, flags, block, payload)| Terms {
+        size,
+        flags: TransmissionFlags(flags),
+        block_min: 1 << block,
+        payload_max: 1 << payload,
+    })
+}
+
+fn header() -> impl Strategy<Value = RequestHeader> {
+    let flags = prop_oneof![Just(0_u16), Just(1), Just(2), any::<u16>()];
+    let offset = prop_oneof![0_u64..10_000, any::<u64>()];
+    let length = prop_oneof![0_u32..10_000, any::<u32>()];
+    (flags, 0_u16..10, any::<u64>(), offset, length).prop_map(|(flags, command, cookie, offset, length)| {
+        RequestHeader { flags: CommandFlags(flags), command: CommandType(command), cookie, offset, length }
+    })
+}
+
+proptest! {
+    #[test]
+    fn server_survives_any_bytes(input in proptest::collection::vec(any::<u8>(), 0..300)) {
+        run_server(&input);
+    }
+
+    #[test]
+    fn server_survives_plausible_conversations(input in client_bytes()) {
+        run_server(&input);
+    }
+
+    #[test]
+    fn client_survives_any_bytes(input in proptest::collection::vec(any::<u8>(), 0..300)) {
+        run_client(&input);
+    }
+
+    #[test]
+    fn client_survives_plausible_conversations(input in server_bytes()) {
+        run_client(&input);
+    }
+
+    #[test]
+    fn admitted_commands_keep_every_promise(header in header(), terms in terms()) {
+        let admitted = header.admit(&terms);
+        let expected_skip = if header.command == CommandType::WRITE { header.length } else { 0 };
+        let has = |flag| terms.flags.contains(flag);
+        match admitted {
+            Err(refusal) => {
+                prop_assert_eq!(refusal.skip, expected_skip);
+                prop_assert_ne!(refusal.error, WireError::OK);
+            }
+            Ok(Command::Disconnect | Command::Flush) => {}
+            Ok(Command::Read(span)) => {
+                prop_assert!(span.end() <= terms.size && span.len <= terms.payload_max);
+            }
+            Ok(Command::Write(span, fua)) => {
+                prop_assert!(span.end() <= terms.size && span.len <= terms.payload_max);
+                prop_assert!(!has(TransmissionFlags::READ_ONLY));
+                prop_assert!(fua == Fua::No || has(TransmissionFlags::SEND_FUA));
+                prop_assert_eq!(span.at % u64::from(terms.block_min), 0);
+            }
+            Ok(Command::Trim(span, _)) => {
+                prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_TRIM));
+                prop_assert!(!has(TransmissionFlags::READ_ONLY));
+            }
+            Ok(Command::WriteZeroes(span, hole, _)) => {
+                prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_WRITE_ZEROES));
+                prop_assert_eq!(hole == Hole::Forbidden, header.flags.contains(CommandFlags::NO_HOLE));
+            }
+        }
+    }
+
+    #[test]
+    fn headers_and_replies_read_back(header in header(), error in any::<u32>(), cookie in any::<u64>()) {
+        let mut bytes = Vec::new();
+        header.encode(&mut bytes);
+        let bytes: [u8; REQUEST_HEADER_LEN] = bytes.try_into().unwrap();
+        prop_assert_eq!(RequestHeader::decode(&bytes), Ok(header));
+        let reply = SimpleReply { error: WireError(error), cookie };
+        prop_assert_eq!(SimpleReply::decode(&reply.encode()), Ok(reply));
+    }
+
+    #[test]
+    fn uris_print_what_they_parse(
+        host in "[a-z][a-z0-9.-]{0,20}", port in 1_u16.., path in "/[ -~é]{1,30}", export in "[ -~é]{0,30}",
+        unix in any::<bool>(), tls in any::<bool>(),
+    ) {
+        let transport = match unix {
+            true => Transport::Unix { path: path.into() },
+            false => Transport::Tcp { host, port },
+        };
+        let uri = Uri { transport, tls: if tls { Tls::Required } else { Tls::Off }, export };
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri));
+    }
+
+    #[test]
+    fn no_text_makes_the_uri_parser_panic(text in "\\PC*") {
+        let _ = text.parse::<Uri>();
+    }
+}
