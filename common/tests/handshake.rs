@@ -149,7 +149,7 @@ fn haggle(options: &[(OptionType, &[u8])]) -> Vec<u8> {
 fn replies(mut sent: &[u8]) -> Vec<(OptionType, ReplyType)> {
     let mut found = Vec::new();
     while !sent.is_empty() {
-        let header = ReplyHeader::decode(&sent[..REPLY_HEADER_LEN]).unwrap();
+        let header = ReplyHeader::decode(&sent[..REPLY_HEADER_LEN]).expect("a whole reply");
         found.push((header.option, header.reply));
         sent = &sent[REPLY_HEADER_LEN + header.length as usize..];
     }
