@@ -1,0 +1,105 @@
+//! Memory: a sparse array of chunks, gone when the server ends.
+//!
+//! Also the simplest backend to read first: three functions and a shape.
+
+use std::io;
+use std::sync::{PoisonError, RwLock};
+
+use common::command::{Fua, Hole};
+
+use crate::buf::IoBuf;
+use crate::device::{Backend, Shape, Support};
+
+/// Bytes per chunk: small enough to be sparse, large enough that a TiB has few.
+const CHUNK: usize = 256 << 10;
+
+/// Serves memory; chunks never written cost nothing.
+pub struct MemoryBackend {
+    chunks: Vec<RwLock<Option<Box<[u8]>>>>,
+    size: u64,
+}
+
+impl MemoryBackend {
+    /// `size` bytes of zeroes.
+    pub fn new(size: u64) -> io::Result<MemoryBackend> {
+        let count = usize::try_from(size.div_ceil(CHUNK as u64)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut chunks = Vec::new();
+        chunks.try_reserve_exact(count).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        chunks.resize_with(count, RwLock::default);
+        Ok(MemoryBackend { chunks, size })
+    }
+
+    /// Splits a range at chunk borders: which chunk, where in it, where in the range, how long.
+    fn pieces(at: u64, len: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            if done == len {
+                return None;
+            }
+            let place = usize::try_from(at).ok()? + done;
+            let (chunk, start) = (place / CHUNK, place % CHUNK);
+            let piece = (CHUNK - start).min(len - done);
+            done += piece;
+            Some((chunk, start, done - piece, piece))
+        })
+    }
+}
+
+impl Backend for MemoryBackend {
+    fn shape(&self) -> Shape {
+        Shape {
+            size: self.size,
+            read_only: false,
+            block_preferred: 4096,
+            fua: Support::Native,
+            trim: Support::Native,
+            coherent: true,
+            rotational: false,
+        }
+    }
+
+    async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+        for (chunk, start, done, len) in Self::pieces(at, buf.len()) {
+            let chunk = self.chunks[chunk].read().unwrap_or_else(PoisonError::into_inner);
+            match &*chunk {
+                Some(bytes) => buf[done..done + len].copy_from_slice(&bytes[start..start + len]),
+                None => buf[done..done + len].fill(0),
+            }
+        }
+        Ok(buf)
+    }
+
+    async fn write(&self, at: u64, data: IoBuf, _fua: Fua) -> io::Result<()> {
+        for (chunk, start, done, len) in Self::pieces(at, data.len()) {
+            let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
+            let bytes = chunk.get_or_insert_with(|| vec![0; CHUNK].into());
+            bytes[start..start + len].copy_from_slice(&data[done..done + len]);
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn zero(&self, at: u64, len: u64, hole: Hole) -> io::Result<()> {
+        if hole == Hole::Forbidden {
+            // Written zeroes keep their chunk allocated.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        for (chunk, start, _, len) in Self::pieces(at, len) {
+            let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
+            match &mut *chunk {
+                Some(_) if len == CHUNK => *chunk = None,
+                Some(bytes) => bytes[start..start + len].fill(0),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
+        self.zero(at, len, Hole::Allowed).await
+    }
+}

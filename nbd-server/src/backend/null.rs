@@ -1,0 +1,45 @@
+//! Nothing: reads are zero, writes vanish. For measuring everything but the disk.
+
+use std::io;
+
+use common::command::{Fua, Hole};
+
+use crate::buf::IoBuf;
+use crate::device::{Backend, Shape, Support};
+
+/// Serves nothing at all.
+pub struct NullBackend {
+    /// Bytes it claims to have.
+    pub size: u64,
+}
+
+impl Backend for NullBackend {
+    fn shape(&self) -> Shape {
+        Shape {
+            size: self.size,
+            read_only: false,
+            block_preferred: 4096,
+            fua: Support::Native,
+            trim: Support::Native,
+            coherent: true,
+            rotational: false,
+        }
+    }
+
+    async fn read(&self, _at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+        buf.fill(0);
+        Ok(buf)
+    }
+
+    async fn write(&self, _at: u64, _data: IoBuf, _fua: Fua) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn zero(&self, _at: u64, _len: u64, _hole: Hole) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! What files and block devices share: reading, writing and syncing one descriptor.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use common::command::Fua;
+use rustix::io::{Errno, ReadWriteFlags};
+
+use crate::buf::IoBuf;
+use crate::device::sync_failure;
+use crate::engine::{Pool, inline};
+
+/// An open descriptor and the engine that drives it.
+pub(super) struct Storage {
+    file: Arc<File>,
+    pool: Pool,
+}
+
+impl Storage {
+    pub(super) fn new(file: File, pool: Pool) -> Storage {
+        Storage { file: Arc::new(file), pool }
+    }
+
+    pub(super) async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+        let mut done = 0;
+        if buf.len() <= inline::READ_MAX {
+            done = inline::read_cached(&self.file, &mut buf, at)?;
+        }
+        if done == buf.len() {
+            return Ok(buf);
+        }
+        self.run(move |file| {
+            file.read_exact_at(&mut buf[done..], at + done as u64)?;
+            Ok(buf)
+        })
+        .await
+    }
+
+    pub(super) async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
+        self.run(move |file| match fua {
+            Fua::No => file.write_all_at(&data, at),
+            Fua::Yes => write_durably(file, &data, at),
+        })
+        .await
+    }
+
+    pub(super) async fn flush(&self) -> io::Result<()> {
+        self.run(File::sync_data).await
+    }
+
+    /// Runs `job` on the descriptor where it may block.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let file = self.file.clone();
+        self.pool.run(move || job(&file)).await
+    }
+}
+
+/// Writes with RWF_DSYNC, which syncs this range and no other.
+///
+/// The call writes, then syncs, and tells of one error. Which half failed matters: a failed sync
+/// has consumed the kernel's only report of lost writes, also of earlier ones. So the plain write
+/// is tried again: if it succeeds where the durable one did not, it was the sync that failed.
+fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        let rest = [IoSlice::new(&data[done..])];
+        match rustix::io::pwritev2(file, &rest, at + done as u64, ReadWriteFlags::DSYNC) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                file.write_all_at(&data[done..], at + done as u64)?;
+                return Err(sync_failure(error.into()));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! Memory for payloads: owned, page-aligned, pooled and counted.
+//!
+//! An [`IoBuf`] is owned on its way down to the disk and on its way back, which io_uring will
+//! need and which lets a write-back layer keep a payload after the reply. Dropped buffers go back
+//! to their [`Pool`]. The [`Budget`] bounds what all connections together may hold.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+const PAGE: usize = 4096;
+/// Classes of pooled buffers: one page, two, four … 32 MiB.
+const CLASSES: usize = 14;
+/// Bytes of free buffers the pool keeps for the next request; the rest goes back to the system.
+const POOL_KEEPS_MAX: usize = 32 << 20;
+
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE]);
+
+/// An owned, page-aligned buffer of a fixed length.
+#[derive(Debug)]
+pub struct IoBuf {
+    pages: Pages,
+    len: usize,
+    home: Option<Arc<Pool>>,
+}
+
+type Pages = Vec<Page>;
+
+impl std::fmt::Debug for Page {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Page")
+    }
+}
+
+impl IoBuf {
+    /// A buffer of `len` zeroes outside any pool.
+    #[must_use]
+    pub fn zeroed(len: usize) -> IoBuf {
+        IoBuf { pages: bytemuck::zeroed_vec(len.div_ceil(PAGE)), len, home: None }
+    }
+}
+
+impl From<&[u8]> for IoBuf {
+    fn from(data: &[u8]) -> IoBuf {
+        let mut buf = IoBuf::zeroed(data.len());
+        buf.copy_from_slice(data);
+        buf
+    }
+}
+
+impl Deref for IoBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.pages)[..self.len]
+    }
+}
+
+impl DerefMut for IoBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.len]
+    }
+}
+
+impl Drop for IoBuf {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.put(std::mem::take(&mut self.pages));
+        }
+    }
+}
+
+/// Free buffers, by size.
+#[derive(Debug, Default)]
+pub struct Pool {
+    free: Mutex<Free>,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    classes: [Vec<Pages>; CLASSES],
+    bytes: usize,
+}
+
+impl Pool {
+    /// A buffer of `len` bytes whose content is whatever it last held: whoever takes it fills it.
+    #[must_use]
+    pub fn take(self: &Arc<Pool>, len: usize) -> IoBuf {
+        let class = class_of(len);
+        let mut free = lock(&self.free);
+        let pages = free.classes.get_mut(class).and_then(Vec::pop);
+        if let Some(pages) = &pages {
+            free.bytes -= pages.len() * PAGE;
+        }
+        drop(free);
+        let pages = pages.unwrap_or_else(|| match class < CLASSES {
+            true => bytemuck::zeroed_vec(1 << class),
+            false => bytemuck::zeroed_vec(len.div_ceil(PAGE)),
+        });
+        IoBuf { pages, len, home: Some(self.clone()) }
+    }
+
+    fn put(&self, pages: Pages) {
+        let bytes = pages.len() * PAGE;
+        let mut free = lock(&self.free);
+        if free.bytes + bytes > POOL_KEEPS_MAX {
+            return;
+        }
+        let class = class_of(bytes);
+        if let Some(list) = free.classes.get_mut(class).filter(|_| pages.len() == 1 << class) {
+            list.push(pages);
+            free.bytes += bytes;
+        }
+    }
+}
+
+/// The smallest class that holds `len` bytes.
+fn class_of(len: usize) -> usize {
+    len.div_ceil(PAGE).max(1).next_power_of_two().trailing_zeros() as usize
+}
+
+/// How many bytes of payload all connections together may hold.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    held: AtomicUsize,
+    waiting: Mutex<VecDeque<Waker>>,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget { limit, held: AtomicUsize::new(0), waiting: Mutex::default() })
+    }
+
+    /// Takes `bytes` out of the budget, or waits until others give some back. A request that is
+    /// larger than the whole budget is granted once nothing else is held.
+    pub fn poll_take(self: &Arc<Budget>, cx: &Context<'_>, bytes: usize) -> Poll<Grant> {
+        if self.try_take(bytes) {
+            return Poll::Ready(Grant { budget: self.clone(), bytes });
+        }
+        let mut waiting = lock(&self.waiting);
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push_back(cx.waker().clone());
+        }
+        drop(waiting);
+        // Bytes given back between the first try and the registration woke nobody: look again.
+        match self.try_take(bytes) {
+            true => Poll::Ready(Grant { budget: self.clone(), bytes }),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Whether some connection waits for memory.
+    #[must_use]
+    pub fn is_contended(&self) -> bool {
+        !lock(&self.waiting).is_empty()
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        self.held
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+                let total = held.checked_add(bytes)?;
+                (total <= self.limit || held == 0).then_some(total)
+            })
+            .is_ok()
+    }
+}
+
+/// The right to hold some bytes; given back when dropped.
+#[derive(Debug)]
+pub struct Grant {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Grant {
+    /// Bytes granted.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.budget.held.fetch_sub(self.bytes, Ordering::AcqRel);
+        // All of them look again: who is first in line may want more than was given back, while
+        // the next one's small request fits.
+        let waiting = std::mem::take(&mut *lock(&self.budget.waiting));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Locks a mutex whose holders never leave their data half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_come_back() {
+        let pool = Arc::new(Pool::default());
+        let buf = pool.take(5000);
+        assert_eq!((buf.len(), buf.as_ptr() as usize % PAGE), (5000, 0));
+        drop(buf);
+        assert_eq!(lock(&pool.free).bytes, 8192);
+        drop((pool.take(8192), pool.take(100)));
+        assert_eq!(lock(&pool.free).bytes, 8192 + 4096);
+    }
+
+    #[test]
+    fn the_pool_keeps_no_more_than_it_may() {
+        let pool = Arc::new(Pool::default());
+        let bufs: Vec<IoBuf> = (0..3).map(|_| pool.take(32 << 20)).collect();
+        drop(bufs);
+        assert_eq!(lock(&pool.free).bytes, POOL_KEEPS_MAX);
+    }
+
+    #[test]
+    fn the_budget_makes_them_wait_and_wakes_them() {
+        let budget = Budget::new(100);
+        let cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(first) = budget.poll_take(&cx, 80) else { panic!("there was room") };
+        assert!(budget.poll_take(&cx, 30).is_pending() && budget.is_contended());
+        drop(first);
+        assert!(!budget.is_contended());
+        let Poll::Ready(huge) = budget.poll_take(&cx, 1000) else { panic!("nothing else is held") };
+        assert_eq!((huge.bytes(), budget.held()), (1000, 1000));
+    }
+}

@@ -1,0 +1,245 @@
+//! The contract between the rooms: what stores bytes, what changes behaviour, what a session sees.
+//!
+//! Three traits, because their defaults differ. A [`Backend`] stores bytes, and what it lacks is
+//! *emulated* above it, once, in [`leaf`]. A [`Layer`] changes behaviour, and what it does not
+//! override is *passed on*. A [`Device`] is what both become: object-safe, nothing optional, never
+//! implemented by hand.
+//!
+//! Futures are polled on the thread that made them and need not be `Send`; devices themselves are
+//! shared by all workers. There is no order between requests in flight unless a layer makes one.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use common::command::{Fua, Hole};
+
+use crate::buf::IoBuf;
+
+/// A device's answer in the making. Once polled it runs to completion: dropping it does not undo it.
+pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
+
+/// What a device can do. Layers edit it, the handshake prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Smallest efficient request in bytes, a power of two of at least 512.
+    pub block_preferred: u32,
+    /// Whether [`Fua::Yes`] costs less than a write and a flush.
+    pub fua: Support,
+    /// Whether TRIM gives space back.
+    pub trim: Support,
+    /// Whether every connection sees the same data and one flush covers them all.
+    pub coherent: bool,
+    /// Whether the medium spins.
+    pub rotational: bool,
+}
+
+/// How something is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    /// The device does it itself.
+    Native,
+    /// It is made up from other operations, or not offered.
+    Emulate,
+}
+
+/// Implement to store bytes.
+///
+/// Ranges are inside the device. Errors are the host's own, lossless.
+#[expect(async_fn_in_trait, reason = "futures stay on their worker and need no Send bound")]
+pub trait Backend: Send + Sync + 'static {
+    /// What it can do; never changes.
+    fn shape(&self) -> Shape;
+    /// Fills the buffer from byte `at`.
+    async fn read(&self, at: u64, buf: IoBuf) -> io::Result<IoBuf>;
+    /// Stores the data at byte `at`; with [`Fua::Yes`] (only if the shape says `Native`) it is
+    /// stable on return. If then making it stable failed, the error is a [`sync_failure`].
+    async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()>;
+    /// Makes every write that has returned stable. A failure may mean that such writes are lost.
+    async fn flush(&self) -> io::Result<()>;
+    /// Makes `len` bytes read as zero without writing them, or fails with
+    /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix.
+    async fn zero(&self, _at: u64, _len: u64, _hole: Hole) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Gives space back where it can; called only if the shape says `Native`.
+    async fn trim(&self, _at: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a session talks to. Made by [`leaf`] and [`layered`], never implemented by hand.
+pub trait Device: Send + Sync {
+    /// What it can do.
+    fn shape(&self) -> Shape;
+    /// Fills the buffer from byte `at`.
+    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf>;
+    /// Stores the data at byte `at`.
+    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()>;
+    /// Makes every write-class request that was answered stable.
+    fn flush(&self) -> Io<'_, ()>;
+    /// Makes `len` bytes read as zero.
+    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()>;
+    /// Gives space back where it can.
+    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()>;
+}
+
+/// Implement to change behaviour; every default passes on.
+pub trait Layer: Send + Sync + 'static {
+    /// Edits what the device below can do.
+    fn shape(&self, below: Shape) -> Shape {
+        below
+    }
+    /// See [`Device::read`].
+    fn read<'a>(&'a self, below: &'a dyn Device, at: u64, buf: IoBuf) -> Io<'a, IoBuf> {
+        below.read(at, buf)
+    }
+    /// See [`Device::write`].
+    fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, fua: Fua) -> Io<'a, ()> {
+        below.write(at, data, fua)
+    }
+    /// See [`Device::flush`].
+    fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {
+        below.flush()
+    }
+    /// See [`Device::zero`].
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
+        below.zero(at, len, hole, fua)
+    }
+    /// See [`Device::trim`].
+    fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
+        below.trim(at, len, fua)
+    }
+}
+
+/// Puts a backend at the bottom of a stack and emulates what it lacks.
+pub fn leaf(backend: impl Backend) -> Arc<dyn Device> {
+    Arc::new(Leaf(backend))
+}
+
+/// Puts a layer on top of a stack.
+#[must_use]
+pub fn layered(layer: Box<dyn Layer>, below: Arc<dyn Device>) -> Arc<dyn Device> {
+    Arc::new(Layered { layer, below })
+}
+
+/// Marks an error as a failed sync: writes that had returned before it may be lost.
+#[must_use]
+pub fn sync_failure(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), SyncFailure(error))
+}
+
+/// Whether the error was marked by [`sync_failure`].
+#[must_use]
+pub fn is_sync_failure(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<SyncFailure>())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("making writes durable failed: {0}")]
+struct SyncFailure(#[source] io::Error);
+
+/// Bytes of zeroes written at a time where a backend cannot zero by itself.
+const ZERO_PIECE: usize = 1 << 20;
+
+struct Leaf<B>(B);
+
+impl<B: Backend> Leaf<B> {
+    async fn write_zeroes(&self, mut at: u64, len: u64) -> io::Result<()> {
+        let end = at + len;
+        while at < end {
+            let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_PIECE);
+            self.0.write(at, IoBuf::zeroed(piece), Fua::No).await?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
+    async fn flush_if(&self, fua: Fua) -> io::Result<()> {
+        match fua {
+            Fua::Yes => self.0.flush().await.map_err(sync_failure),
+            Fua::No => Ok(()),
+        }
+    }
+}
+
+impl<B: Backend> Device for Leaf<B> {
+    fn shape(&self) -> Shape {
+        self.0.shape()
+    }
+
+    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        Box::pin(self.0.read(at, buf))
+    }
+
+    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
+        if fua == Fua::No || self.0.shape().fua == Support::Native {
+            return Box::pin(self.0.write(at, data, fua));
+        }
+        Box::pin(async move {
+            self.0.write(at, data, Fua::No).await?;
+            self.flush_if(fua).await
+        })
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async { self.0.flush().await.map_err(sync_failure) })
+    }
+
+    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
+        Box::pin(async move {
+            match self.0.zero(at, len, hole).await {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.write_zeroes(at, len).await?;
+                }
+                done => done?,
+            }
+            self.flush_if(fua).await
+        })
+    }
+
+    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
+        Box::pin(async move {
+            if self.0.shape().trim == Support::Native {
+                self.0.trim(at, len).await?;
+            }
+            self.flush_if(fua).await
+        })
+    }
+}
+
+struct Layered {
+    layer: Box<dyn Layer>,
+    below: Arc<dyn Device>,
+}
+
+impl Device for Layered {
+    fn shape(&self) -> Shape {
+        self.layer.shape(self.below.shape())
+    }
+
+    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        self.layer.read(&*self.below, at, buf)
+    }
+
+    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
+        self.layer.write(&*self.below, at, data, fua)
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.layer.flush(&*self.below)
+    }
+
+    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
+        self.layer.zero(&*self.below, at, len, hole, fua)
+    }
+
+    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
+        self.layer.trim(&*self.below, at, len, fua)
+    }
+}

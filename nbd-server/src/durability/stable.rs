@@ -1,0 +1,73 @@
+//! `writethrough` and `writeback`: FLUSH and FUA mean what the protocol says, and no success
+//! follows a failed sync.
+
+use common::command::{Fua, Hole};
+
+use super::syncs::Syncs;
+use crate::buf::IoBuf;
+use crate::device::{Device, Io, Layer, Support};
+
+/// Makes writes durable when asked: by every request (`writethrough`) or by FLUSH and FUA.
+pub(super) struct Stable {
+    every_write: Fua,
+    syncs: Syncs,
+}
+
+impl Stable {
+    /// `every_write` says whether each write is durable before its reply even without FUA.
+    pub(super) fn new(every_write: Fua) -> Stable {
+        Stable { every_write, syncs: Syncs::new() }
+    }
+
+    fn raise(&self, fua: Fua) -> Fua {
+        if self.every_write == Fua::Yes { Fua::Yes } else { fua }
+    }
+
+    /// Ends a write-class request whose effect is in the kernel but not yet stable.
+    async fn settle(&self, below: &dyn Device, fua: Fua) -> std::io::Result<()> {
+        match fua {
+            Fua::Yes => self.syncs.sync(below).await,
+            Fua::No => Ok(()),
+        }
+    }
+}
+
+impl Layer for Stable {
+    fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, fua: Fua) -> Io<'a, ()> {
+        let fua = self.raise(fua);
+        Box::pin(async move {
+            self.syncs.check()?;
+            if fua == Fua::Yes && below.shape().fua == Support::Native {
+                return self.syncs.synced_by_itself(below.write(at, data, Fua::Yes).await);
+            }
+            let written = below.write(at, data, Fua::No).await;
+            self.syncs.wrote();
+            written?;
+            self.settle(below, fua).await
+        })
+    }
+
+    fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {
+        Box::pin(self.syncs.sync(below))
+    }
+
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
+        Box::pin(async move {
+            self.syncs.check()?;
+            let zeroed = below.zero(at, len, hole, Fua::No).await;
+            self.syncs.wrote();
+            zeroed?;
+            self.settle(below, self.raise(fua)).await
+        })
+    }
+
+    fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
+        Box::pin(async move {
+            self.syncs.check()?;
+            let trimmed = below.trim(at, len, Fua::No).await;
+            self.syncs.wrote();
+            trimmed?;
+            self.settle(below, self.raise(fua)).await
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Group commit and poison: one sync at a time, shared by those who may share it.
+//!
+//! - A FLUSH is answered only by a sync that *started after* the FLUSH was received; those that
+//!   arrive while one runs share the next one.
+//! - With nothing written since the last durable point there is nothing to sync.
+//! - The first failed sync poisons the export for every connection, present and future: the
+//!   kernel reports lost writes once, and a second sync that returns success proves nothing. A
+//!   sync that succeeded checks for poison again before anyone is told.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::device::{Device, is_sync_failure};
+
+/// The state of one export's syncs, shared by all workers.
+pub(super) struct Syncs(Mutex<State>);
+
+struct State {
+    /// Write-class requests that have changed the device without being stable.
+    written: u64,
+    /// How many of those are stable.
+    durable: u64,
+    /// Syncs that have started.
+    started: u64,
+    /// Syncs that have ended.
+    finished: u64,
+    poison: Option<String>,
+    waiting: Vec<Waker>,
+}
+
+/// What a waiting FLUSH is to do.
+enum Turn<'a> {
+    Done,
+    Lead(Lead<'a>),
+}
+
+impl Syncs {
+    /// Nothing has been synced yet, and writes of an earlier server may still be in the page
+    /// cache: the first FLUSH always syncs.
+    pub(super) fn new() -> Syncs {
+        Syncs(Mutex::new(State {
+            written: 1,
+            durable: 0,
+            started: 0,
+            finished: 0,
+            poison: None,
+            waiting: Vec::new(),
+        }))
+    }
+
+    /// Fails if a sync ever failed.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.lock().check()
+    }
+
+    /// Something was written, or may have been, and is not stable.
+    pub(super) fn wrote(&self) {
+        self.lock().written += 1;
+    }
+
+    /// Judges a write that made itself stable: its failed sync poisons like any other, and its
+    /// success counts only if no sync failed meanwhile.
+    pub(super) fn synced_by_itself(&self, result: io::Result<()>) -> io::Result<()> {
+        let mut state = self.lock();
+        match result {
+            Err(error) if is_sync_failure(&error) => {
+                state.poison(&error);
+                Err(error)
+            }
+            Err(error) => Err(error),
+            Ok(()) => state.check(),
+        }
+    }
+
+    /// Makes everything that was written before this call stable.
+    pub(super) async fn sync(&self, below: &dyn Device) -> io::Result<()> {
+        let Some(wanted) = self.wanted()? else { return Ok(()) };
+        loop {
+            match poll_fn(|cx| self.poll_turn(cx, wanted)).await? {
+                Turn::Done => return Ok(()),
+                Turn::Lead(lead) => lead.finish(below.flush().await),
+            }
+        }
+    }
+
+    /// The number of the first sync that answers a FLUSH received now, if one is needed.
+    fn wanted(&self) -> io::Result<Option<u64>> {
+        let state = self.lock();
+        state.check()?;
+        Ok((state.durable < state.written).then_some(state.started + 1))
+    }
+
+    fn poll_turn(&self, cx: &Context<'_>, wanted: u64) -> Poll<io::Result<Turn<'_>>> {
+        let mut state = self.lock();
+        state.check()?;
+        if state.finished >= wanted {
+            return Poll::Ready(Ok(Turn::Done));
+        }
+        if state.started == state.finished {
+            state.started += 1;
+            let lead = Lead { syncs: self, covers: state.written, ended: false };
+            return Poll::Ready(Ok(Turn::Lead(lead)));
+        }
+        if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn check(&self) -> io::Result<()> {
+        match &self.poison {
+            None => Ok(()),
+            Some(cause) => Err(io::Error::other(format!(
+                "an earlier sync failed ({cause}); restart the server after repairing the storage"
+            ))),
+        }
+    }
+
+    fn poison(&mut self, error: &io::Error) {
+        if self.poison.is_none() {
+            tracing::error!(%error, "a sync failed: acknowledged writes may be lost; every FLUSH and write fails from now on");
+            self.poison = Some(error.to_string());
+        }
+    }
+}
+
+/// The duty to run one sync and tell the others.
+struct Lead<'a> {
+    syncs: &'a Syncs,
+    /// The writes that had returned when the sync started.
+    covers: u64,
+    ended: bool,
+}
+
+impl Lead<'_> {
+    fn finish(mut self, result: io::Result<()>) {
+        self.end(result);
+    }
+
+    fn end(&mut self, result: io::Result<()>) {
+        self.ended = true;
+        let mut state = self.syncs.lock();
+        state.finished = state.started;
+        match result {
+            Ok(()) => state.durable = state.durable.max(self.covers),
+            Err(error) => state.poison(&error),
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        // Whoever abandons a sync leaves the others without an answer: nobody knows what it did.
+        if !self.ended {
+            self.end(Err(io::Error::other("a sync was abandoned")));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What an export has done so far, in numbers; printed on SIGUSR1 and at the end.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use common::command::{Command, Fua};
+
+/// Counters of one export, over all connections since the server started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
+    flushes: AtomicU64,
+    trims: AtomicU64,
+    zeroes: AtomicU64,
+    fua: AtomicU64,
+    errors: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Counters {
+    /// A request was received whole.
+    pub fn received(&self, command: &Command) {
+        let fua = match *command {
+            Command::Read(span) => {
+                self.reads.fetch_add(1, Relaxed);
+                self.read_bytes.fetch_add(span.len.into(), Relaxed);
+                Fua::No
+            }
+            Command::Write(span, fua) => {
+                self.writes.fetch_add(1, Relaxed);
+                self.written_bytes.fetch_add(span.len.into(), Relaxed);
+                fua
+            }
+            Command::Flush => {
+                self.flushes.fetch_add(1, Relaxed);
+                Fua::No
+            }
+            Command::Trim(_, fua) => {
+                self.trims.fetch_add(1, Relaxed);
+                fua
+            }
+            Command::WriteZeroes(_, _, fua) => {
+                self.zeroes.fetch_add(1, Relaxed);
+                fua
+            }
+            Command::Disconnect => Fua::No,
+        };
+        if fua == Fua::Yes {
+            self.fua.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A request was answered with an error.
+    pub fn failed(&self) {
+        self.errors.fetch_add(1, Relaxed);
+    }
+
+    /// A connection chose the export.
+    pub fn connected(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            ("connections", &self.connections),
+            ("reads", &self.reads),
+            ("read_bytes", &self.read_bytes),
+            ("writes", &self.writes),
+            ("written_bytes", &self.written_bytes),
+            ("flushes", &self.flushes),
+            ("fua", &self.fua),
+            ("trims", &self.trims),
+            ("zeroes", &self.zeroes),
+            ("errors", &self.errors),
+        ];
+        for (number, (name, counter)) in rows.into_iter().enumerate() {
+            let gap = if number == 0 { "" } else { " " };
+            write!(f, "{gap}{name}={}", counter.load(Relaxed))?;
+        }
+        Ok(())
+    }
+}
