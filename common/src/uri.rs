@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use fluent_uri::pct_enc::encoder::Query;
-use fluent_uri::pct_enc::{EStr, EString};
+use fluent_uri::pct_enc::encoder::{Data, Query};
+use fluent_uri::pct_enc::{EStr, EString, Encoder, Table};
 
 use crate::proto::DEFAULT_PORT;
 
@@ -159,10 +159,17 @@ fn decode<E: fluent_uri::pct_enc::Encoder>(text: &EStr<E>, what: &'static str) -
     text.decode().to_string().map(Cow::into_owned).map_err(|_| UriError::NotUtf8(what))
 }
 
+/// What may stand as it is, in an export's name and in a query's value alike.
+struct Plain;
+
+impl Encoder for Plain {
+    const TABLE: &Table = &Data::TABLE.or(&Table::new(b"/"));
+}
+
 /// Percent-encodes everything that could be mistaken for the URI's own punctuation.
 fn escape(text: &str) -> EString<Query> {
     let mut out = EString::<Query>::new();
-    out.encode_str::<fluent_uri::pct_enc::encoder::Data>(text);
+    out.encode_str::<Plain>(text);
     out
 }
 

@@ -8,6 +8,7 @@
 //! Futures are polled on the thread that made them and need not be `Send`; devices themselves are
 //! shared by all workers. There is no order between requests in flight unless a layer makes one.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -137,7 +138,7 @@ pub fn sync_failure(error: io::Error) -> io::Error {
 /// Whether the error was marked by [`sync_failure`].
 #[must_use]
 pub fn is_sync_failure(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<SyncFailure>())
+    error.get_ref().and_then(<dyn Error + Send + Sync>::downcast_ref::<SyncFailure>).is_some()
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@
 //! transmission flags.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::Arc;
 
@@ -31,9 +32,7 @@ pub struct Export {
 
 /// The durability mode is not available in this version.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "--durability early-ack is not available in this version; choose writethrough, writeback or unsafe"
-)]
+#[error("--durability early-ack is not available in this version; choose writethrough, writeback or unsafe")]
 pub struct ModeUnavailable;
 
 impl Export {
@@ -112,6 +111,10 @@ fn transmission_flags(shape: Shape) -> TransmissionFlags {
         | when(shape.rotational, TransmissionFlags::ROTATIONAL)
 }
 
+/// Another export has that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameTaken;
+
 /// Every export of the server, by name.
 #[derive(Default)]
 pub struct Registry {
@@ -119,13 +122,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Adds an export; fails with it when the name is taken.
-    pub fn add(&mut self, export: Export) -> Result<(), Export> {
-        if self.exports.contains_key(export.name()) {
-            return Err(export);
+    /// Adds an export under its name.
+    pub fn add(&mut self, export: Export) -> Result<(), NameTaken> {
+        match self.exports.entry(export.name.clone()) {
+            Entry::Occupied(_) => Err(NameTaken),
+            Entry::Vacant(place) => {
+                place.insert(Arc::new(export));
+                Ok(())
+            }
         }
-        self.exports.insert(export.name.clone(), Arc::new(export));
-        Ok(())
     }
 
     /// Every export.

@@ -1,11 +1,36 @@
 //! The NBD server: policy (exports, layers, durability) over mechanism (sockets, threads).
 //!
-//! placeholder
+//! ```text
+//!   client ─▶ listen ─▶ worker ─▶ session ─▶ Device: order ─▶ durability ─▶ backend ─▶ engine
+//! ```
+//!
+//! | module | what it is for | may use |
+//! |---|---|---|
+//! | [`cli`], [`config`] | what was typed; what it means, opened and checked | everything below |
+//! | [`server`], [`listen`], [`transport`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
+//! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
+//! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
+//! | [`durability`], [`layer`] | what an acknowledgement promises; order of overlapping writes | `device`, `buf` |
+//! | [`backend`] | what stores bytes | `device`, `buf`, `engine` |
+//! | [`engine`] | how operations reach the disk | nothing of ours |
+//! | [`device`], [`buf`], [`metrics`] | the contract, the memory, the numbers | `buf` |
+//!
+//! Each worker is a thread with its own runtime; a connection lives on one worker for life, and
+//! devices are shared by all. From `session` downwards nothing knows a runtime, so a seeded
+//! executor can drive the very same code over simulated disks and networks.
+
 pub mod backend;
 pub mod buf;
+pub mod cli;
+pub mod config;
 pub mod device;
 pub mod durability;
 pub mod engine;
 pub mod export;
 pub mod layer;
+pub mod listen;
 pub mod metrics;
+pub mod server;
+pub mod session;
+pub mod transport;
+pub mod worker;

@@ -129,7 +129,7 @@ mod tests {
             }));
             // One poll hands the job over; the future is then dropped unfinished.
             let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
-            let _pending = std::future::Future::poll(run.as_mut(), cx);
+            let _pending = run.as_mut().poll(cx);
         }
         pool.close();
         assert_eq!(receiver.try_iter().collect::<Vec<i32>>(), (0..10).collect::<Vec<_>>());

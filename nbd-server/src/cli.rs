@@ -1,0 +1,100 @@
+//! What was typed. What it means is [`crate::config`]'s business.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::durability::Mode;
+
+/// Serve files, block devices and memory over the NBD protocol
+#[derive(Debug, Parser)]
+#[command(name = "nbd-server", version, about, after_long_help = EXAMPLES)]
+pub struct Cli {
+    /// TCP address to listen on; may be given several times [default: 127.0.0.1:10809, unless
+    /// --unix is given]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Vec<String>,
+
+    /// Unix socket to listen on; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub unix: Vec<PathBuf>,
+
+    /// What may be acknowledged before data is safe
+    #[arg(long, value_enum, value_name = "MODE", default_value = "writeback")]
+    pub durability: Mode,
+
+    /// Refuse writes; files are opened for reading only
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Threads that serve connections [default: one per CPU]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+
+    /// Connections at a time; more are closed at once
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub max_connections: NonZeroUsize,
+
+    /// Memory for the payloads of all connections together; those beyond wait
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    pub max_memory: u64,
+
+    /// How long a client may take to choose an export
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub handshake_timeout: Duration,
+
+    /// How long clients may take to fetch their last replies after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub shutdown_timeout: Duration,
+
+    /// How log lines on standard error look
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Log connections; twice: log every request
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to serve: a regular file, a block device, memory:SIZE or null:SIZE, optionally with
+    /// the name clients ask for; one without a name is the default export
+    #[arg(required = true, value_name = "[NAME=]SPEC")]
+    pub exports: Vec<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object per line, for scripts
+    Json,
+}
+
+const EXAMPLES: &str = "\
+Durability modes, and what is lost when the host of the server loses power:
+  writethrough  nothing that was acknowledged
+  writeback     writes acknowledged since the last FLUSH, and not FUA; file systems expect this
+  unsafe        anything, the file system included; for scratch data only
+
+Examples:
+  nbd-server disk.img                           the default export, on 127.0.0.1:10809
+  nbd-server --unix /run/nbd.sock /dev/vg/lv    a block device, on a Unix socket only
+  nbd-server --listen 0.0.0.0:10809 a=a.img scratch=memory:1G
+
+Once it serves, it prints one URI per listener on standard output. SIGTERM finishes what was
+received, makes it durable and exits with 0; SIGUSR1 logs the counters of every export.";
+
+/// A size in bytes, with an optional binary suffix: 64M is 64 MiB.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    parse_size::Config::new()
+        .with_binary()
+        .parse_size(text)
+        .map_err(|error| format!("{text:?} is no size ({error}); write for example 512M or 1G"))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

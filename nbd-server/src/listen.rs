@@ -1,0 +1,97 @@
+//! Listening sockets: bound with clear errors, accepted from without spinning.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use common::uri::{Tls, Transport, Uri};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::sleep;
+
+use crate::transport::Socket;
+
+/// How long accepting rests when descriptors have run out: the wait for some connection to end.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// A socket that clients connect to.
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix; its file is removed at the end.
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file of a Unix socket, removed when dropped.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _may_be_gone = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Listens on a TCP address.
+    pub async fn tcp(address: SocketAddr) -> anyhow::Result<Listener> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Listener::Tcp(listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                bail!("cannot listen on {address}: the port is taken; choose another with --listen")
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot listen on {address}")),
+        }
+    }
+
+    /// Listens on a Unix socket. The file of a server that was killed is replaced, that of a
+    /// living one refused.
+    pub fn unix(path: &Path) -> anyhow::Result<Listener> {
+        let shown = path.display();
+        if let Ok(found) = std::fs::symlink_metadata(path) {
+            if !found.file_type().is_socket() {
+                bail!("cannot listen on {shown}: it exists and is not a socket");
+            }
+            match StdUnixStream::connect(path) {
+                Ok(_) => bail!("cannot listen on {shown}: another server is listening there"),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot listen on {shown}")),
+            }
+        }
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
+        Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+    }
+
+    /// Where clients connect, as a URI.
+    pub fn uri(&self) -> io::Result<Uri> {
+        let transport = match self {
+            Listener::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                Transport::Tcp { host: address.ip().to_string(), port: address.port() }
+            }
+            Listener::Unix(_, file) => Transport::Unix { path: std::path::absolute(&file.0)? },
+        };
+        Ok(Uri { transport, tls: Tls::Off, export: String::new() })
+    }
+
+    /// The next client. When descriptors have run out it rests until there may be one again.
+    pub async fn accept(&self) -> Socket {
+        loop {
+            let accepted = match self {
+                Listener::Tcp(listener) => listener.accept().await.and_then(|(s, peer)| Socket::tcp(s, peer)),
+                Listener::Unix(listener, _) => listener.accept().await.and_then(|(s, _)| Socket::unix(s)),
+            };
+            match accepted {
+                Ok(socket) => return socket,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+}

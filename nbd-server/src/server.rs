@@ -1,0 +1,161 @@
+//! The server's life: listen, hand connections to workers, stop in good order.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::join_all;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::buf::{Budget, Pool};
+use crate::config::Config;
+use crate::listen::Listener;
+use crate::session::Memory;
+use crate::worker::{self, Arrival, Shared};
+
+/// Serves until a signal says stop; the exit code says whether everything is durable.
+pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::catch()?;
+    let listeners = listen(&config).await?;
+    let (stop, stopped) = oneshot::channel();
+    let budget = Budget::new(config.memory_max);
+    let shared = Arc::new(Shared {
+        exports: config.exports,
+        memory: Memory { pool: Arc::new(Pool::default()), budget },
+        handshake_timeout: config.handshake_timeout,
+        stop: stopped.shared(),
+    });
+    let workers = (0..config.workers)
+        .map(|number| worker::start(number, shared.clone()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let places = Arc::new(Semaphore::new(config.connections_max));
+    announce(&listeners)?;
+
+    tokio::select! {
+        never = accept_all(&listeners, &workers, &places) => match never {},
+        () = signals.stop(&shared) => {}
+    }
+    drop(listeners);
+    let _workers_listen_while_they_live = stop.send(());
+    tokio::select! {
+        code = finish(&shared, &places, config.connections_max, config.shutdown_timeout) => code,
+        () = signals.stop(&shared) => {
+            tracing::error!("second signal: leaving at once; what was not durable may be lost");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        listeners.push(Listener::tcp(*address).await?);
+    }
+    for path in &config.unix {
+        listeners.push(Listener::unix(path)?);
+    }
+    Ok(listeners)
+}
+
+/// Tells people (log) and scripts (standard output) where clients connect.
+fn announce(listeners: &[Listener]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    for listener in listeners {
+        let uri = listener.uri().context("cannot tell the listening address")?;
+        tracing::info!(%uri, "listening");
+        let _nobody_may_read = writeln!(stdout, "{uri}");
+    }
+    let _nobody_may_read = stdout.flush();
+    Ok(())
+}
+
+/// Accepts on all listeners and hands connections to the workers in turn.
+async fn accept_all(
+    listeners: &[Listener],
+    workers: &[mpsc::UnboundedSender<Arrival>],
+    places: &Arc<Semaphore>,
+) -> std::convert::Infallible {
+    let turn = std::cell::Cell::new(0);
+    let accept_one = |listener| async move {
+        let listener: &Listener = listener;
+        (listener.accept().await, listener)
+    };
+    let mut accepting: futures::stream::FuturesUnordered<_> = listeners.iter().map(accept_one).collect();
+    loop {
+        let Some((socket, listener)) = futures::StreamExt::next(&mut accepting).await else {
+            return std::future::pending().await;
+        };
+        accepting.push(accept_one(listener));
+        let Ok(permit) = places.clone().try_acquire_owned() else {
+            tracing::warn!(client = %socket, "too many connections (--max-connections): closing this one");
+            continue;
+        };
+        let worker = &workers[turn.get() % workers.len()];
+        turn.set(turn.get() + 1);
+        if worker.send((socket, permit)).is_err() {
+            tracing::error!("a worker has died; the connection is dropped");
+        }
+    }
+}
+
+/// Waits for the connections to end, then makes everything durable.
+async fn finish(
+    shared: &Shared,
+    places: &Semaphore,
+    connections_max: usize,
+    patience: Duration,
+) -> anyhow::Result<ExitCode> {
+    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+    let mut code = ExitCode::SUCCESS;
+    if timeout(patience, places.acquire_many(all)).await.is_err() {
+        tracing::error!("some clients did not fetch their last replies in time (--shutdown-timeout)");
+        code = ExitCode::FAILURE;
+    }
+    let closings = shared.exports.iter().map(|export| async move {
+        let closed = export.close().await;
+        tracing::info!(export = export.name(), counters = %export.counters(), "closed");
+        closed.map_err(|error| tracing::error!(export = export.name(), %error, "not everything is durable"))
+    });
+    if join_all(closings).await.contains(&Err(())) {
+        code = ExitCode::FAILURE;
+    }
+    Ok(code)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    report: Signal,
+}
+
+impl Signals {
+    fn catch() -> anyhow::Result<Signals> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Signals {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            report: catch(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Returns at SIGTERM or SIGINT; logs the counters at SIGUSR1.
+    async fn stop(&mut self, shared: &Shared) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.report.recv() => {
+                    for export in shared.exports.iter() {
+                        tracing::info!(export = export.name(), counters = %export.counters(), "counters");
+                    }
+                }
+            }
+        }
+    }
+}

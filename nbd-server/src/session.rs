@@ -1,0 +1,239 @@
+//! One connection, from greeting to goodbye.
+//!
+//! [`negotiate`] agrees on an export; [`transmit`] then takes requests, runs many at once and
+//! sends replies in whatever order they are ready. Follow one request: [`receive`] parses it,
+//! [`Connection::start`] sets it going, [`execute`] runs it on the device, a [`replies::Ticket`]
+//! answers it and [`replies`] sends the answer.
+//!
+//! Nothing here knows a runtime: a connection is one future over any byte stream, so that a
+//! seeded executor can drive it too. A request that was received whole runs to completion even if
+//! its client is gone; a request that was not has no effect at all.
+
+mod execute;
+mod negotiate;
+mod receive;
+mod replies;
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use common::Violation;
+use futures::io::{AsyncRead, AsyncWrite};
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use crate::buf::{Budget, Pool};
+use crate::export::Export;
+use receive::{Incoming, Receiver};
+use replies::Replies;
+
+pub use negotiate::negotiate;
+
+/// Requests of one connection that are received and not yet answered. The kernel has 128 tags per
+/// connection; twice that keeps a deeper client busy, and bounds the memory of small requests.
+pub const REQUESTS_MAX: usize = 256;
+/// Bytes of payload one connection may hold: two of the longest requests.
+pub const BYTES_MAX: usize = 64 << 20;
+
+/// What all connections of a server share.
+#[derive(Clone)]
+pub struct Memory {
+    /// Where payload buffers come from.
+    pub pool: Arc<Pool>,
+    /// What all connections together may hold.
+    pub budget: Arc<Budget>,
+}
+
+/// How a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The client said DISC, or closed between two requests.
+    #[error("the client disconnected")]
+    Disconnected,
+    /// The client gave up during the negotiation.
+    #[error("the client aborted the negotiation")]
+    Aborted,
+    /// The server is stopping, or has given up on the client.
+    #[error("the server closed the connection")]
+    Stopped,
+    /// The client broke the protocol.
+    #[error("the client broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+}
+
+/// Progress of a connection, for whoever watches over it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Grows whenever bytes move.
+    pub moved: Cell<u64>,
+    /// Bytes of payload that are held until the client sends or reads more.
+    pub held: Cell<usize>,
+}
+
+/// Serves a negotiated connection until it ends; everything received whole is finished by then.
+///
+/// `stop` resolves when no more requests shall be taken. The stream is left open, so that the
+/// caller can close it as its transport demands.
+pub async fn transmit<S>(
+    stream: &mut S,
+    export: Arc<Export>,
+    memory: Memory,
+    stop: impl Future<Output = Stop> + Unpin,
+    progress: Rc<Progress>,
+) -> End
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connection = Connection::new(stream, export, memory, progress);
+    let mut stop = stop;
+    let end = loop {
+        match poll_fn(|cx| connection.poll_next(cx, &mut stop)).await {
+            Ok(incoming) => connection.start(incoming),
+            Err(end) => break end,
+        }
+    };
+    connection.finish(end).await
+}
+
+/// Why no more requests shall be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Answer what was received, then close.
+    Gently,
+    /// The client is beyond hope: finish what was received, answer nothing.
+    AtOnce,
+}
+
+/// One connection in transmission.
+struct Connection<'s, S> {
+    stream: &'s mut S,
+    export: Arc<Export>,
+    memory: Memory,
+    receiver: Receiver,
+    in_flight: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
+    replies: Rc<Replies>,
+    progress: Rc<Progress>,
+}
+
+impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
+    fn new(stream: &'s mut S, export: Arc<Export>, memory: Memory, progress: Rc<Progress>) -> Self {
+        let receiver = Receiver::new(export.terms());
+        let replies = Rc::new(Replies::default());
+        Connection { stream, export, memory, receiver, in_flight: FuturesUnordered::new(), replies, progress }
+    }
+
+    /// Drives everything that is under way until a new request is here or no more will come.
+    ///
+    /// Requests are taken from what was already received before replies are sent, and replies
+    /// are sent before more is received: one `recv` brings many requests and one `send` takes
+    /// many replies away, and at depth one each goes at once.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        stop: &mut (impl Future<Output = Stop> + Unpin),
+    ) -> Poll<Result<Incoming, End>> {
+        loop {
+            self.poll_in_flight(cx);
+            if let Poll::Ready(incoming) = self.poll_decode(cx) {
+                return Poll::Ready(incoming);
+            }
+            match self.poll_send(cx) {
+                Poll::Ready(Ok(())) => continue,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Broken(error))),
+                Poll::Pending => {}
+            }
+            if let Poll::Ready(why) = Pin::new(&mut *stop).poll(cx) {
+                if why == Stop::AtOnce {
+                    self.replies.discard();
+                }
+                return Poll::Ready(Err(End::Stopped));
+            }
+            match self.poll_receive(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Lets requests run; each that ends has put its reply into `replies`.
+    fn poll_in_flight(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(())) = self.in_flight.poll_next_unpin(cx) {}
+    }
+
+    /// The next request that is here whole and may run.
+    fn poll_decode(&mut self, cx: &Context<'_>) -> Poll<Result<Incoming, End>> {
+        if !self.has_room() {
+            return Poll::Pending;
+        }
+        self.receiver.poll_decode(cx, &self.memory)
+    }
+
+    /// Sends some of the replies that are ready; pending when there are none.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.replies.poll_send(cx, self.stream);
+        self.note(sent.is_ready());
+        sent
+    }
+
+    /// Receives some bytes; pending also while there is no room for the request they belong to.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if !self.has_room() || self.receiver.waits_for_memory() {
+            return Poll::Pending;
+        }
+        let received = self.receiver.poll_receive(cx, self.stream);
+        self.note(received.is_ready());
+        received
+    }
+
+    /// Whether another request may be taken. Nothing needs to wake us when room is made: it is
+    /// made by sending a reply, after which the loop comes round again.
+    fn has_room(&self) -> bool {
+        self.replies.outstanding() < REQUESTS_MAX && self.replies.bytes() < BYTES_MAX
+    }
+
+    fn note(&self, moved: bool) {
+        if moved {
+            self.progress.moved.set(self.progress.moved.get() + 1);
+        }
+        self.progress.held.set(self.replies.queued_bytes() + self.receiver.bytes());
+    }
+
+    /// Sets a request going. Its first step is taken in the order of receipt.
+    fn start(&mut self, incoming: Incoming) {
+        let ticket = self.replies.ticket(incoming.cookie, incoming.grant);
+        let what = incoming.what;
+        let (export, pool) = (self.export.clone(), self.memory.pool.clone());
+        self.in_flight.push(Box::pin(execute::execute(what, ticket, export, pool)));
+    }
+
+    /// Finishes what was received and sends what can still be sent.
+    async fn finish(mut self, end: End) -> End {
+        if let End::Broken(_) | End::Violation(_) = end {
+            self.replies.discard();
+        }
+        poll_fn(|cx| self.poll_finish(cx)).await;
+        end
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.poll_in_flight(cx);
+            match self.poll_send(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => self.replies.discard(),
+                Poll::Pending if self.in_flight.is_empty() && self.replies.is_empty() => {
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Turns received bytes into requests.
+//!
+//! Many small requests come out of one `recv` into a buffer; the payload of a WRITE is received
+//! straight into the buffer that goes to the disk. Nothing is handed on before its last byte is
+//! here. All state is in [`Receiver`], so that it can be polled, left and polled again.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use common::command::{Command, Refusal, RequestHeader, Terms};
+use common::proto::{REQUEST_HEADER_LEN, WireError};
+use futures::io::AsyncRead;
+
+use super::{End, Memory};
+use crate::buf::{Grant, IoBuf};
+
+/// Bytes received at a time while no payload is awaited.
+const BUFFER: usize = 16 << 10;
+
+/// A request that is here whole.
+pub(super) struct Incoming {
+    pub(super) cookie: u64,
+    pub(super) what: What,
+    pub(super) grant: Grant,
+}
+
+/// What a request asks for.
+pub(super) enum What {
+    /// Run it; a WRITE has its payload.
+    Run(Command, Option<IoBuf>),
+    /// Answer with the error.
+    Refuse(WireError),
+}
+
+/// The receiving half of a connection.
+pub(super) struct Receiver {
+    terms: Terms,
+    state: State,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+enum State {
+    Header,
+    /// The header is here; its payload or its answer awaits memory.
+    Memory {
+        cookie: u64,
+        command: Command,
+    },
+    Payload {
+        cookie: u64,
+        command: Command,
+        grant: Grant,
+        data: IoBuf,
+        filled: usize,
+    },
+    Skip {
+        cookie: u64,
+        error: WireError,
+        left: usize,
+    },
+}
+
+impl Receiver {
+    pub(super) fn new(terms: Terms) -> Receiver {
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Receiver { terms, state: State::Header, buffer, start: 0, end: 0 }
+    }
+
+    /// Whether the next step is up to the memory budget, not to the client.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        matches!(self.state, State::Memory { .. })
+    }
+
+    /// Bytes of payload held for a request that is not here whole.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.state {
+            State::Payload { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+
+    /// Makes the next request out of what was received; pending when more must be received first
+    /// or when memory is short.
+    pub(super) fn poll_decode(&mut self, cx: &Context<'_>, memory: &Memory) -> Poll<Result<Incoming, End>> {
+        loop {
+            match &mut self.state {
+                State::Header => ready!(self.decode_header())?,
+                State::Memory { cookie, command } => {
+                    let (cookie, command) = (*cookie, *command);
+                    let grant = ready!(memory.budget.poll_take(cx, payload(&command)));
+                    let Command::Write(span, _) = command else {
+                        return self.deliver(cookie, What::Run(command, None), grant);
+                    };
+                    let data = memory.pool.take(span.len as usize);
+                    self.state = State::Payload { cookie, command, grant, data, filled: 0 };
+                }
+                State::Payload { data, filled, .. } => {
+                    let take = (data.len() - *filled).min(self.end - self.start);
+                    data[*filled..*filled + take]
+                        .copy_from_slice(&self.buffer[self.start..self.start + take]);
+                    *filled += take;
+                    self.start += take;
+                    if *filled < data.len() {
+                        return Poll::Pending;
+                    }
+                    let State::Payload { cookie, command, grant, data, .. } =
+                        std::mem::replace(&mut self.state, State::Header)
+                    else {
+                        unreachable!("matched above")
+                    };
+                    return self.deliver(cookie, What::Run(command, Some(data)), grant);
+                }
+                State::Skip { cookie, error, left } => {
+                    let skip = (*left).min(self.end - self.start);
+                    *left -= skip;
+                    self.start += skip;
+                    if *left > 0 {
+                        return Poll::Pending;
+                    }
+                    let (cookie, error) = (*cookie, *error);
+                    let grant = ready!(memory.budget.poll_take(cx, 0));
+                    return self.deliver(cookie, What::Refuse(error), grant);
+                }
+            }
+        }
+    }
+
+    /// Receives once: into the payload where one is awaited, else into the buffer.
+    pub(super) fn poll_receive<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<Result<(), End>> {
+        if let State::Payload { data, filled, .. } = &mut self.state {
+            let received = ready!(Pin::new(stream).poll_read(cx, &mut data[*filled..]))?;
+            *filled += received;
+            return Poll::Ready(if received == 0 { Err(cut_short()) } else { Ok(()) });
+        }
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let received = ready!(Pin::new(stream).poll_read(cx, &mut self.buffer[self.end..]))?;
+        self.end += received;
+        if received > 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let between_requests = self.end == 0 && matches!(self.state, State::Header);
+        Poll::Ready(Err(if between_requests { End::Disconnected } else { cut_short() }))
+    }
+
+    fn decode_header(&mut self) -> Poll<Result<(), End>> {
+        let received = &self.buffer[self.start..self.end];
+        let Some(bytes) = received.first_chunk::<REQUEST_HEADER_LEN>() else { return Poll::Pending };
+        let header = RequestHeader::decode(bytes)?;
+        self.start += REQUEST_HEADER_LEN;
+        tracing::trace!(?header, "request");
+        let cookie = header.cookie;
+        self.state = match header.admit(&self.terms) {
+            Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
+            Ok(command) => State::Memory { cookie, command },
+            Err(Refusal { error, skip }) => {
+                tracing::debug!(?header, ?error, "refused");
+                State::Skip { cookie, error, left: skip as usize }
+            }
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn deliver(&mut self, cookie: u64, what: What, grant: Grant) -> Poll<Result<Incoming, End>> {
+        self.state = State::Header;
+        Poll::Ready(Ok(Incoming { cookie, what, grant }))
+    }
+}
+
+/// Bytes of memory a command needs: what it carries or what its answer carries.
+fn payload(command: &Command) -> usize {
+    match command {
+        Command::Read(span) | Command::Write(span, _) => span.len as usize,
+        _ => 0,
+    }
+}
+
+fn cut_short() -> End {
+    End::Broken(std::io::ErrorKind::UnexpectedEof.into())
+}

@@ -1,0 +1,155 @@
+//! Workers: threads with a runtime each, on which connections live from greeting to goodbye.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::{Shared as SharedFuture, select};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::LocalSet;
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use tracing::Instrument;
+
+use crate::export::Registry;
+use crate::session::{self, End, Memory, Progress, Stop};
+use crate::transport::{Socket, Stream};
+
+/// How long a client may hold memory without sending or reading, while others wait for memory.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// How often connections are looked at for that.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// How long a closed connection's late requests are read and thrown away: closing a socket with
+/// unread bytes would reset it, and the client would lose the replies it has not read yet.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What all workers share.
+pub struct Shared {
+    /// What is served.
+    pub exports: Registry,
+    /// Payload buffers and their limit.
+    pub memory: Memory,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+    /// Resolves when the server stops.
+    pub stop: SharedFuture<oneshot::Receiver<()>>,
+}
+
+/// A connection on its way to a worker, with its share of the connection limit.
+pub type Arrival = (Socket, OwnedSemaphorePermit);
+
+/// Starts a worker; it ends when the sender is dropped and its connections have ended.
+pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::UnboundedSender<Arrival>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a worker's runtime")?;
+    thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || LocalSet::new().block_on(&runtime, work(shared, receiver)))
+        .context("cannot start a worker thread")?;
+    Ok(sender)
+}
+
+async fn work(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
+    while let Some((socket, permit)) = arrivals.recv().await {
+        let span = tracing::info_span!("client", %socket);
+        let shared = shared.clone();
+        let connection = async move {
+            serve(socket, &shared).await;
+            drop(permit);
+        };
+        tokio::task::spawn_local(connection.instrument(span));
+    }
+}
+
+async fn serve(socket: Socket, shared: &Shared) {
+    let end = match socket.adopt() {
+        Ok(Stream::Tcp(stream)) => converse(stream, shared).await,
+        Ok(Stream::Unix(stream)) => converse(stream, shared).await,
+        Err(error) => End::Broken(error),
+    };
+    match end {
+        End::Violation(_) | End::Broken(_) => tracing::warn!("{end}"),
+        End::Disconnected | End::Aborted | End::Stopped => tracing::debug!("{end}"),
+    }
+}
+
+/// One connection: negotiate within the time limit, transmit under watch, close.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) -> End {
+    let mut stream = stream.compat();
+    let negotiation = session::negotiate(&mut stream, &shared.exports);
+    let negotiated = tokio::select! {
+        negotiated = timeout(shared.handshake_timeout, negotiation) => negotiated,
+        _ = shared.stop.clone() => return End::Stopped,
+    };
+    let export = match negotiated {
+        Ok(Ok(export)) => export,
+        Ok(Err(end)) => return end,
+        Err(_elapsed) => {
+            tracing::warn!("the client did not choose an export in time");
+            return End::Stopped;
+        }
+    };
+    export.counters().connected();
+    tracing::debug!(export = export.name(), "transmission begins");
+
+    let progress = Rc::new(Progress::default());
+    let (give_up, gave_up) = oneshot::channel();
+    let stop = select(
+        shared.stop.clone().map(|_| Stop::Gently),
+        // A watcher that is gone never gives up.
+        gave_up
+            .then(|given| async move {
+                if given.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                Stop::AtOnce
+            })
+            .boxed_local(),
+    )
+    .map(|either| either.factor_first().0);
+    let transmission = session::transmit(&mut stream, export, shared.memory.clone(), stop, progress.clone());
+    let end = tokio::select! {
+        end = transmission => end,
+        never = watch(&progress, shared, give_up) => match never {},
+    };
+    close(stream.into_inner(), &end).await;
+    end
+}
+
+/// Gives up on a client that holds memory which others wait for and lets it lie.
+async fn watch(
+    progress: &Progress,
+    shared: &Shared,
+    give_up: oneshot::Sender<()>,
+) -> std::convert::Infallible {
+    let mut every = interval(WATCH_EVERY);
+    let (mut seen, mut since) = (progress.moved.get(), Instant::now());
+    loop {
+        let now = every.tick().await;
+        let idle = progress.held.get() == 0 || !shared.memory.budget.is_contended();
+        if idle || progress.moved.get() != seen {
+            (seen, since) = (progress.moved.get(), now);
+        } else if now - since >= STALL_MAX {
+            tracing::warn!("the client holds memory that others need and neither sends nor reads: closing");
+            let _session_has_ended = give_up.send(());
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, end: &End) {
+    let _client_may_be_gone = stream.shutdown().await;
+    if let End::Stopped | End::Violation(_) = end {
+        let mut late = vec![0; 4096];
+        let drain = async { while matches!(stream.read(&mut late).await, Ok(1..)) {} };
+        let _elapsed = timeout(LINGER, drain).await;
+    }
+}
