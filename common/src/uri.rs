@@ -155,7 +155,7 @@ fn vsock(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
     Ok(Transport::Vsock { cid, port })
 }
 
-fn decode<E: fluent_uri::pct_enc::Encoder>(text: &EStr<E>, what: &'static str) -> Result<String, UriError> {
+fn decode<E: Encoder>(text: &EStr<E>, what: &'static str) -> Result<String, UriError> {
     text.decode().to_string().map(Cow::into_owned).map_err(|_| UriError::NotUtf8(what))
 }
 

@@ -1,0 +1,92 @@
+//! A client that sends requests and looks at replies, one byte pipe away from a session.
+
+use common::command::RequestHeader;
+use common::proto::{CommandFlags, CommandType, SIMPLE_REPLY_HEADER_LEN, WireError};
+use common::reply::SimpleReply;
+use futures::channel::oneshot;
+use nbd_server::session::{End, Stop};
+
+use crate::pipe;
+
+/// One connection in transmission, from the client's side.
+pub(crate) struct Client {
+    pipe: Option<pipe::End>,
+    stop: Option<oneshot::Sender<Stop>>,
+    end: oneshot::Receiver<End>,
+    next_cookie: u64,
+}
+
+impl Client {
+    pub(crate) fn new(pipe: pipe::End, stop: oneshot::Sender<Stop>, end: oneshot::Receiver<End>) -> Client {
+        Client { pipe: Some(pipe), stop: Some(stop), end, next_cookie: 1 }
+    }
+
+    /// Sends raw bytes.
+    pub(crate) fn send(&self, bytes: &[u8]) {
+        self.pipe.as_ref().expect("connected").send(bytes);
+    }
+
+    /// Sends a request; returns its cookie.
+    pub(crate) fn ask(&mut self, command: CommandType, at: u64, len: u32, flags: CommandFlags) -> u64 {
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        let mut bytes = Vec::new();
+        RequestHeader { flags, command, cookie, offset: at, length: len }.encode(&mut bytes);
+        self.send(&bytes);
+        cookie
+    }
+
+    /// Sends a WRITE of `len` times `byte`.
+    pub(crate) fn write(&mut self, at: u64, len: u32, byte: u8, flags: CommandFlags) -> u64 {
+        let cookie = self.ask(CommandType::WRITE, at, len, flags);
+        self.send(&vec![byte; len as usize]);
+        cookie
+    }
+
+    /// Sends a FLUSH.
+    pub(crate) fn flush(&mut self) -> u64 {
+        self.ask(CommandType::FLUSH, 0, 0, CommandFlags::NONE)
+    }
+
+    /// The replies that have arrived, none of which carries data.
+    pub(crate) fn replies(&mut self) -> Vec<(u64, WireError)> {
+        std::iter::from_fn(|| self.header()).collect()
+    }
+
+    /// The next reply, which carries `len` bytes if it is a success.
+    pub(crate) fn data(&mut self, len: usize) -> Option<(u64, Result<Vec<u8>, WireError>)> {
+        let (cookie, error) = self.header()?;
+        let result = match error {
+            WireError::OK => Ok(self.pipe.as_ref()?.take(len).expect("the data follows")),
+            error => Err(error),
+        };
+        Some((cookie, result))
+    }
+
+    /// Vanishes like a client whose machine died.
+    pub(crate) fn vanish(&mut self) {
+        self.pipe = None;
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn close(&self) {
+        self.pipe.as_ref().expect("connected").close();
+    }
+
+    /// Tells the session to stop.
+    pub(crate) fn stop(&mut self, how: Stop) {
+        let stop = self.stop.take().expect("not stopped yet");
+        stop.send(how).expect("the session lives");
+    }
+
+    /// How the session ended, if it has.
+    pub(crate) fn end(&mut self) -> Option<End> {
+        self.end.try_recv().expect("the session never just disappears")
+    }
+
+    fn header(&mut self) -> Option<(u64, WireError)> {
+        let bytes = self.pipe.as_ref()?.take(SIMPLE_REPLY_HEADER_LEN)?;
+        let reply = SimpleReply::decode(&bytes.try_into().expect("sixteen bytes")).expect("a reply");
+        Some((reply.cookie, reply.error))
+    }
+}

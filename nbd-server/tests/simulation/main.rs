@@ -1,0 +1,9 @@
+//! The real session, layers and durability code on a simulated disk: one thread, no runtime, no
+//! socket, every operation of the disk under the test's control.
+
+mod client;
+mod disk;
+mod durability;
+mod pipe;
+mod session;
+mod world;
