@@ -17,12 +17,14 @@ mod replies;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use common::Violation;
+use futures::FutureExt;
 use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::{FuturesUnordered, StreamExt};
 
@@ -211,7 +213,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         let ticket = self.replies.ticket(incoming.cookie, incoming.grant);
         let what = incoming.what;
         let (export, pool) = (self.export.clone(), self.memory.pool.clone());
-        self.in_flight.push(Box::pin(execute::execute(what, ticket, export, pool)));
+        let request = AssertUnwindSafe(execute::execute(what, ticket, export, pool));
+        // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
+        // others of this connection go on.
+        self.in_flight.push(Box::pin(request.catch_unwind().map(|_panicked| ())));
     }
 
     /// Finishes what was received and sends what can still be sent.

@@ -24,6 +24,18 @@ pub(crate) enum Op {
     Sync,
 }
 
+/// Chooses operations.
+pub(crate) type Pick = fn(&Op) -> bool;
+
+/// What goes wrong with an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    /// The host says this error.
+    Errno(i32),
+    /// The backend has a bug.
+    Panic,
+}
+
 /// A disk; clones are the same disk.
 #[derive(Clone)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
@@ -33,9 +45,9 @@ struct State {
     stable: Vec<u8>,
     /// Operations in the order in which they began.
     log: Vec<Op>,
-    hold: fn(&Op) -> bool,
+    hold: Pick,
     held: VecDeque<(Op, oneshot::Sender<io::Result<()>>)>,
-    fail: Option<(fn(&Op) -> bool, i32)>,
+    fail: Option<(Pick, Fault)>,
 }
 
 impl Disk {
@@ -51,13 +63,13 @@ impl Disk {
     }
 
     /// From now on, operations that `hold` picks wait until they are released.
-    pub(crate) fn hold(&self, hold: fn(&Op) -> bool) {
+    pub(crate) fn hold(&self, hold: Pick) {
         self.lock().hold = hold;
     }
 
-    /// From now on, operations that `pick` picks fail with `errno` and have no effect.
-    pub(crate) fn fail(&self, pick: fn(&Op) -> bool, errno: i32) {
-        self.lock().fail = Some((pick, errno));
+    /// From now on, operations that `pick` picks go wrong and have no effect.
+    pub(crate) fn fail(&self, pick: Pick, fault: Fault) {
+        self.lock().fail = Some((pick, fault));
     }
 
     /// The disk is well again.
@@ -111,9 +123,11 @@ impl Disk {
         if let Some(gate) = gate {
             gate.await.expect("the disk outlives its operations")?;
         }
-        match self.lock().fail {
-            Some((pick, errno)) if pick(&op) => Err(io::Error::from_raw_os_error(errno)),
-            _ => Ok(()),
+        let fault = self.lock().fail.filter(|(pick, _)| pick(&op)).map(|(_, fault)| fault);
+        match fault {
+            Some(Fault::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Panic) => panic!("planted"),
+            None => Ok(()),
         }
     }
 }

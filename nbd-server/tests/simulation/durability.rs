@@ -9,11 +9,11 @@ use common::proto::{CommandFlags, CommandType, WireError};
 use nbd_server::durability::Mode;
 
 use crate::client::Client;
-use crate::disk::Op;
+use crate::disk::{Fault, Op};
 use crate::world::World;
 
 const NONE: CommandFlags = CommandFlags::NONE;
-const EIO: i32 = 5;
+const EIO: Fault = Fault::Errno(5);
 
 fn is_sync(op: &Op) -> bool {
     *op == Op::Sync
@@ -184,7 +184,7 @@ fn a_sync_that_succeeds_beside_one_that_failed_is_no_success() {
 fn an_error_of_a_plain_write_is_its_own_and_poisons_nothing() {
     let mut world = World::new(Mode::Writeback);
     let mut client = world.connect();
-    world.disk.fail(|op| matches!(op, Op::Write(..)), 28);
+    world.disk.fail(|op| matches!(op, Op::Write(..)), Fault::Errno(28));
     let full = client.write(0, 512, 1, NONE);
     world.settle();
     world.disk.heal();

@@ -8,7 +8,7 @@ use common::proto::{CommandFlags, CommandType, WireError};
 use nbd_server::durability::Mode;
 use nbd_server::session::{End, REQUESTS_MAX, Stop};
 
-use crate::disk::Op;
+use crate::disk::{Fault, Op};
 use crate::world::World;
 
 const NONE: CommandFlags = CommandFlags::NONE;
@@ -189,7 +189,7 @@ fn a_wrong_magic_ends_the_connection_after_what_came_before() {
 fn a_read_error_is_an_answer_on_a_living_connection() {
     let mut world = World::new(Mode::Writeback);
     let mut client = world.connect();
-    world.disk.fail(|op| matches!(op, Op::Read(..)), 5);
+    world.disk.fail(|op| matches!(op, Op::Read(..)), Fault::Errno(5));
     let cookie = client.ask(CommandType::READ, 0, 512, NONE);
     world.settle();
     assert_eq!(client.data(512), Some((cookie, Err(WireError::EIO))));
@@ -197,4 +197,17 @@ fn a_read_error_is_an_answer_on_a_living_connection() {
     let cookie = client.ask(CommandType::READ, 0, 512, NONE);
     world.settle();
     assert_eq!(client.data(512), Some((cookie, Ok(vec![0; 512]))));
+}
+
+#[test]
+fn a_bug_in_a_backend_is_an_answer_too() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    world.disk.fail(is_write, Fault::Panic);
+    let broken = client.write(0, 512, 1, NONE);
+    world.settle();
+    world.disk.heal();
+    let good = client.write(0, 512, 1, NONE);
+    world.settle();
+    assert_eq!(client.replies(), [(broken, WireError::EIO), (good, WireError::OK)]);
 }
