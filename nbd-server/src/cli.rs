@@ -25,6 +25,19 @@ pub struct Cli {
     #[arg(long, value_enum, value_name = "MODE", default_value = "writeback")]
     pub durability: Mode,
 
+    /// early-ack: memory for acknowledged writes that are not yet stored, per export; more writes
+    /// wait
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    pub dirty_max: u64,
+
+    /// early-ack: how long a write may wait for neighbours before it is stored
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    pub dirty_age: Duration,
+
+    /// early-ack: longest write that is acknowledged early
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_size)]
+    pub early_ack_max: u64,
+
     /// Refuse writes; files are opened for reading only
     #[arg(long)]
     pub read_only: bool,
@@ -76,6 +89,7 @@ const EXAMPLES: &str = "\
 Durability modes, and what is lost when the host of the server loses power:
   writethrough  nothing that was acknowledged
   writeback     writes acknowledged since the last FLUSH, and not FUA; file systems expect this
+  early-ack     the same; a killed server loses them too
   unsafe        anything, the file system included; for scratch data only
 
 Examples:

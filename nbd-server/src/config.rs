@@ -20,6 +20,7 @@ use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
 use crate::cli::{Cli, parse_size};
 use crate::device::{Device, leaf};
+use crate::durability::EarlyLimits;
 use crate::engine::Pool;
 use crate::export::{Export, NameTaken, Registry};
 
@@ -52,12 +53,13 @@ impl Config {
     /// Opens and checks everything.
     pub fn open(cli: &Cli, pool: &Pool) -> anyhow::Result<Config> {
         let access = if cli.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let limits = early_limits(cli)?;
         let mut exports = Registry::default();
         for spec in &cli.exports {
             let (name, spec) = split_name(spec);
             wire::string(name.as_bytes()).with_context(|| format!("the export name {name:?}"))?;
             let storage = open_storage(spec, access, pool)?;
-            let export = Export::new(name.to_owned(), storage, cli.durability)?;
+            let export = Export::new(name.to_owned(), storage, cli.durability, limits);
             if let Err(NameTaken) = exports.add(export) {
                 match name {
                     "" => bail!("only one export can go without a name; name the others: NAME={spec}"),
@@ -79,6 +81,20 @@ impl Config {
             shutdown_timeout: cli.shutdown_timeout,
         })
     }
+}
+
+fn early_limits(cli: &Cli) -> anyhow::Result<EarlyLimits> {
+    let bytes = |size| usize::try_from(size).context("a size is larger than memory can be");
+    let limits = EarlyLimits {
+        dirty_max: bytes(cli.dirty_max)?,
+        dirty_age: cli.dirty_age,
+        early_max: bytes(cli.early_ack_max)?,
+    };
+    ensure!(
+        limits.early_max <= limits.dirty_max,
+        "--early-ack-max is larger than --dirty-max: such a write would never fit"
+    );
+    Ok(limits)
 }
 
 fn addresses(cli: &Cli) -> anyhow::Result<Vec<SocketAddr>> {

@@ -12,14 +12,35 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::command::{Fua, Hole};
+use futures::FutureExt;
 
 use crate::buf::IoBuf;
 
 /// A device's answer in the making. Once polled it runs to completion: dropping it does not undo it.
 pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
+
+/// How a device is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Bytes acknowledged and not yet given to the host.
+    pub dirty_bytes: usize,
+    /// Why every FLUSH and write fails, if they do.
+    pub poison: Option<String>,
+}
+
+/// Work that a device does on its own account, for as long as it lives.
+pub type Background<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// Time, as layers see it: the seam through which a simulation controls it.
+pub trait Clock {
+    /// Resolves after `duration`.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>>;
+}
 
 /// What a device can do. Layers edit it, the handshake prints it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +109,10 @@ pub trait Device: Send + Sync {
     fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()>;
     /// Gives space back where it can.
     fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()>;
+    /// How it is now.
+    fn health(&self) -> Health;
+    /// What must be polled, on one worker, for the device to work.
+    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_>;
 }
 
 /// Implement to change behaviour; every default passes on.
@@ -115,6 +140,14 @@ pub trait Layer: Send + Sync + 'static {
     /// See [`Device::trim`].
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
         below.trim(at, len, fua)
+    }
+    /// Edits how the device below is.
+    fn health(&self, below: Health) -> Health {
+        below
+    }
+    /// This layer's own work, not that of what is below.
+    fn background<'a>(&'a self, _below: &'a dyn Device, _clock: Rc<dyn Clock>) -> Background<'a> {
+        Box::pin(std::future::ready(()))
     }
 }
 
@@ -212,6 +245,14 @@ impl<B: Backend> Device for Leaf<B> {
             self.flush_if(fua).await
         })
     }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn background(&self, _clock: Rc<dyn Clock>) -> Background<'_> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 struct Layered {
@@ -242,5 +283,14 @@ impl Device for Layered {
 
     fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
         self.layer.trim(&*self.below, at, len, fua)
+    }
+
+    fn health(&self) -> Health {
+        self.layer.health(self.below.health())
+    }
+
+    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_> {
+        let own = self.layer.background(&*self.below, clock.clone());
+        Box::pin(futures::future::join(own, self.below.background(clock)).map(|((), ())| ()))
     }
 }

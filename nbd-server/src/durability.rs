@@ -4,17 +4,23 @@
 //! |---|---|---|
 //! | `writethrough` | it is on stable storage | nothing is left to do |
 //! | `writeback` | the kernel has it (page cache) | make it stable |
+//! | `early-ack` | it was received and copied to a bounded cache | empty the cache, then as above |
 //! | `unsafe` | the kernel has it | are acknowledged and ignored |
 //!
 //! Nothing in the session or the protocol knows the mode.
 
 mod careless;
+mod early;
 mod stable;
 mod syncs;
 
+use std::sync::Arc;
+
 use common::command::Fua;
 
-use crate::device::Layer;
+use crate::device::{Device, layered};
+pub use early::EarlyLimits;
+use syncs::Syncs;
 
 /// What the server may acknowledge before data is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,21 +29,26 @@ pub enum Mode {
     Writethrough,
     /// Reply when the write is done; FLUSH and FUA make it durable
     Writeback,
-    /// Reply when the write is received; not available in this version
+    /// Reply when the write is received; errors surface at the next FLUSH or FUA
     EarlyAck,
     /// FLUSH and FUA are ignored: any crash of the host may destroy the file system
     Unsafe,
 }
 
 impl Mode {
-    /// The layer that keeps the mode's promise, or `None` for a mode this version lacks.
+    /// Puts the layers that keep the mode's promise on top of `storage`.
     #[must_use]
-    pub fn layer(self) -> Option<Box<dyn Layer>> {
+    pub fn promise(self, storage: Arc<dyn Device>, limits: EarlyLimits) -> Arc<dyn Device> {
+        let syncs = Arc::new(Syncs::new());
+        let stable = |every_write| Box::new(stable::Stable::new(every_write, syncs.clone()));
         match self {
-            Mode::Writethrough => Some(Box::new(stable::Stable::new(Fua::Yes))),
-            Mode::Writeback => Some(Box::new(stable::Stable::new(Fua::No))),
-            Mode::EarlyAck => None,
-            Mode::Unsafe => Some(Box::new(careless::Careless)),
+            Mode::Writethrough => layered(stable(Fua::Yes), storage),
+            Mode::Writeback => layered(stable(Fua::No), storage),
+            Mode::EarlyAck => {
+                let early = early::Early::new(limits, syncs.clone());
+                layered(Box::new(early), layered(stable(Fua::No), storage))
+            }
+            Mode::Unsafe => layered(Box::new(careless::Careless), storage),
         }
     }
 

@@ -14,7 +14,7 @@ use common::handshake::{self, BlockSizes, Listed};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
 
 use crate::device::{Device, Shape, Support, layered};
-use crate::durability::Mode;
+use crate::durability::{EarlyLimits, Mode};
 use crate::layer::order::Order;
 use crate::metrics::Counters;
 
@@ -30,17 +30,12 @@ pub struct Export {
     counters: Counters,
 }
 
-/// The durability mode is not available in this version.
-#[derive(Debug, thiserror::Error)]
-#[error("--durability early-ack is not available in this version; choose writethrough, writeback or unsafe")]
-pub struct ModeUnavailable;
-
 impl Export {
     /// Puts the durability mode and the order of overlapping writes on top of `storage`.
-    pub fn new(name: String, storage: Arc<dyn Device>, mode: Mode) -> Result<Export, ModeUnavailable> {
-        let durable = layered(mode.layer().ok_or(ModeUnavailable)?, storage.clone());
-        let device = layered(Box::new(Order::default()), durable);
-        Ok(Export { name, device, storage, mode, counters: Counters::default() })
+    #[must_use]
+    pub fn new(name: String, storage: Arc<dyn Device>, mode: Mode, limits: EarlyLimits) -> Export {
+        let device = layered(Box::new(Order::default()), mode.promise(storage.clone(), limits));
+        Export { name, device, storage, mode, counters: Counters::default() }
     }
 
     /// The name clients ask for; empty for the default export.

@@ -152,7 +152,14 @@ impl Signals {
                 _ = self.interrupt.recv() => return,
                 _ = self.report.recv() => {
                     for export in shared.exports.iter() {
-                        tracing::info!(export = export.name(), counters = %export.counters(), "counters");
+                        let health = export.device().health();
+                        tracing::info!(
+                            export = export.name(),
+                            counters = %export.counters(),
+                            dirty_bytes = health.dirty_bytes,
+                            poison = health.poison,
+                            "counters"
+                        );
                     }
                 }
             }

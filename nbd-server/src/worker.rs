@@ -1,5 +1,6 @@
 //! Workers: threads with a runtime each, on which connections live from greeting to goodbye.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tracing::Instrument;
 
+use crate::device::Clock;
 use crate::export::Registry;
 use crate::session::{self, End, Memory, Progress, Stop};
 use crate::transport::{Socket, Stream};
@@ -52,12 +54,32 @@ pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::Unbound
         .context("cannot start a worker's runtime")?;
     thread::Builder::new()
         .name(format!("worker-{number}"))
-        .spawn(move || LocalSet::new().block_on(&runtime, work(shared, receiver)))
+        .spawn(move || LocalSet::new().block_on(&runtime, work(number, shared, receiver)))
         .context("cannot start a worker thread")?;
     Ok(sender)
 }
 
-async fn work(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
+/// The runtime's clock.
+struct RuntimeClock;
+
+impl Clock for RuntimeClock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+/// Runs what the exports do on their own account, on one worker.
+fn run_background(shared: &Shared) {
+    for export in shared.exports.iter() {
+        let export = export.clone();
+        tokio::task::spawn_local(async move { export.device().background(Rc::new(RuntimeClock)).await });
+    }
+}
+
+async fn work(number: usize, shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
+    if number == 0 {
+        run_background(&shared);
+    }
     while let Some((socket, permit)) = arrivals.recv().await {
         let span = tracing::info_span!("client", %socket);
         let shared = shared.clone();

@@ -1,22 +1,24 @@
 //! `writethrough` and `writeback`: FLUSH and FUA mean what the protocol says, and no success
 //! follows a failed sync.
 
+use std::sync::Arc;
+
 use common::command::{Fua, Hole};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
-use crate::device::{Device, Io, Layer, Support};
+use crate::device::{Device, Health, Io, Layer, Support};
 
 /// Makes writes durable when asked: by every request (`writethrough`) or by FLUSH and FUA.
 pub(super) struct Stable {
     every_write: Fua,
-    syncs: Syncs,
+    syncs: Arc<Syncs>,
 }
 
 impl Stable {
     /// `every_write` says whether each write is durable before its reply even without FUA.
-    pub(super) fn new(every_write: Fua) -> Stable {
-        Stable { every_write, syncs: Syncs::new() }
+    pub(super) fn new(every_write: Fua, syncs: Arc<Syncs>) -> Stable {
+        Stable { every_write, syncs }
     }
 
     fn raise(&self, fua: Fua) -> Fua {
@@ -45,6 +47,10 @@ impl Layer for Stable {
             written?;
             self.settle(below, fua).await
         })
+    }
+
+    fn health(&self, below: Health) -> Health {
+        Health { poison: self.syncs.check().err().map(|error| error.to_string()), ..below }
     }
 
     fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {

@@ -55,6 +55,11 @@ impl Syncs {
         self.lock().check()
     }
 
+    /// Acknowledged data is lost, or may be: nothing succeeds from now on.
+    pub(super) fn poison(&self, error: &io::Error) {
+        self.lock().poison(error);
+    }
+
     /// Something was written, or may have been, and is not stable.
     pub(super) fn wrote(&self) {
         self.lock().written += 1;
@@ -119,14 +124,14 @@ impl State {
         match &self.poison {
             None => Ok(()),
             Some(cause) => Err(io::Error::other(format!(
-                "an earlier sync failed ({cause}); restart the server after repairing the storage"
+                "acknowledged data may be lost ({cause}); repair the storage and restart the server"
             ))),
         }
     }
 
     fn poison(&mut self, error: &io::Error) {
         if self.poison.is_none() {
-            tracing::error!(%error, "a sync failed: acknowledged writes may be lost; every FLUSH and write fails from now on");
+            tracing::error!(%error, "acknowledged data may be lost: every FLUSH and write fails from now on");
             self.poison = Some(error.to_string());
         }
     }

@@ -4,6 +4,7 @@
 mod client;
 mod disk;
 mod durability;
+mod early;
 mod pipe;
 mod session;
 mod world;
