@@ -53,6 +53,14 @@ impl Client {
         std::iter::from_fn(|| self.header()).collect()
     }
 
+    /// The next reply; `len_of` tells how much data a success carries.
+    pub(crate) fn reply(&mut self, len_of: impl Fn(u64) -> usize) -> Option<(u64, WireError, Vec<u8>)> {
+        let (cookie, error) = self.header()?;
+        let len = if error == WireError::OK { len_of(cookie) } else { 0 };
+        let data = self.pipe.as_ref()?.take(len).expect("the data follows");
+        Some((cookie, error, data))
+    }
+
     /// The next reply, which carries `len` bytes if it is a success.
     pub(crate) fn data(&mut self, len: usize) -> Option<(u64, Result<Vec<u8>, WireError>)> {
         let (cookie, error) = self.header()?;

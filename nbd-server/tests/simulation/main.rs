@@ -1,10 +1,13 @@
 //! The real session, layers and durability code on a simulated disk: one thread, no runtime, no
 //! socket, every operation of the disk under the test's control.
 
+mod chaos;
 mod client;
 mod disk;
 mod durability;
 mod early;
+mod oracle;
 mod pipe;
 mod session;
+mod soak;
 mod world;

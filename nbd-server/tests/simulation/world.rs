@@ -52,7 +52,7 @@ pub(crate) struct World {
 impl World {
     /// A world whose disk has 64 KiB.
     pub(crate) fn new(mode: Mode) -> World {
-        World::on(Disk::new(64 << 10), mode)
+        World::on(Disk::new(64 << 10, 0), mode)
     }
 
     /// A server on a disk that has seen others.
