@@ -218,9 +218,10 @@ impl Backend for Disk {
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
-        self.begin(Op::Read(at, buf.len())).await?;
+        // What is read is what was there when the read began: the answer may be long in coming.
         let len = buf.len();
         buf.copy_from_slice(&self.lock().cache[place(at)..][..len]);
+        self.begin(Op::Read(at, len)).await?;
         Ok(buf)
     }
 

@@ -1,0 +1,127 @@
+//! Planted faults: each breaks one rule of the durability contract in a copy of the server, and
+//! the simulation must notice every one of them.
+//!
+//! If the text that a fault replaces is no longer there, the list has rotted and the test fails
+//! too. `NBD_MUTANTS=name` runs one.
+
+mod list;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use list::{MUTANTS, Mutant};
+
+/// Lives per mode with a planted fault; the ordinary run lives more.
+const SEEDS: &str = "1000";
+/// A simulation that takes longer has noticed the fault by never ending.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn every_planted_fault_is_noticed() {
+    let copy = Copy::make();
+    assert!(copy.passes(), "the simulation must pass without a planted fault");
+    let only = std::env::var("NBD_MUTANTS").ok();
+    let chosen = MUTANTS.iter().filter(|mutant| only.as_deref().is_none_or(|name| name == mutant.name));
+    let mut survivors = Vec::new();
+    for mutant in chosen {
+        let started = Instant::now();
+        let survived = copy.passes_with(mutant);
+        let verdict = if survived { "SURVIVED" } else { "killed" };
+        println!("{verdict:8} {:9} {} ({:.1?})", mutant.rule, mutant.name, started.elapsed());
+        if survived {
+            survivors.push(mutant.name);
+        }
+    }
+    assert!(survivors.is_empty(), "the simulation did not notice: {survivors:?}");
+}
+
+/// A copy of the crates under test, where faults can be planted.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn make() -> Copy {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a member of a workspace");
+        let root = workspace.join("target/mutants");
+        let manifest =
+            std::fs::read_to_string(workspace.join("Cargo.toml")).expect("the workspace's manifest");
+        let members = manifest.lines().find(|line| line.starts_with("members")).expect("a list of members");
+        let manifest = manifest.replace(members, r#"members = ["common", "nbd-server"]"#);
+        // Compiling costs more than the few lives that a fault survives.
+        let manifest = manifest.replace("opt-level = 2", "opt-level = 0");
+        std::fs::create_dir_all(&root).expect("a directory for the copy");
+        write_if_changed(&root.join("Cargo.toml"), manifest.as_bytes());
+        let lock = std::fs::read(workspace.join("Cargo.lock")).expect("the lock file");
+        write_if_changed(&root.join("Cargo.lock"), &lock);
+        for member in ["common", "nbd-server"] {
+            copy_tree(&workspace.join(member), &root.join(member));
+        }
+        Copy(root)
+    }
+
+    /// Whether the simulation finds nothing wrong.
+    fn passes(&self) -> bool {
+        assert!(
+            self.cargo_test(&["--no-run"]),
+            "the copy must compile: a fault that does not proves nothing"
+        );
+        self.cargo_test(&[])
+    }
+
+    fn passes_with(&self, mutant: &Mutant) -> bool {
+        let file = self.0.join("nbd-server/src").join(mutant.file);
+        let source = std::fs::read_to_string(&file).expect("the file is there");
+        let places = source.matches(mutant.from).count();
+        assert_eq!(places, 1, "{}: {:?} stands {places} times in {}", mutant.name, mutant.from, mutant.file);
+        std::fs::write(&file, source.replace(mutant.from, mutant.to)).expect("planted");
+        let passes = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.passes()));
+        std::fs::write(&file, source).expect("mended");
+        passes.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Runs the simulation; a run that does not end is ended and has not passed.
+    fn cargo_test(&self, arguments: &[&str]) -> bool {
+        let mut child = Command::new(env!("CARGO"))
+            .args(["test", "--quiet", "--offline", "--package", "nbd-server", "--test", "simulation"])
+            .args(arguments)
+            .current_dir(&self.0)
+            .env("CARGO_TARGET_DIR", self.0.join("target"))
+            .env("NBD_SIM_SEEDS", SEEDS)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cargo runs");
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().expect("our own child") {
+                return status.success();
+            }
+            if started.elapsed() > PATIENCE {
+                child.kill().expect("our own child");
+                child.wait().expect("our own child");
+                return false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy_tree(&source, &target);
+        } else {
+            write_if_changed(&target, &std::fs::read(&source).expect("a file"));
+        }
+    }
+}
+
+/// Keeps the time stamps of what has not changed, so that cargo rebuilds only what has.
+fn write_if_changed(path: &Path, content: &[u8]) {
+    if std::fs::read(path).ok().as_deref() != Some(content) {
+        std::fs::write(path, content).expect("a copy");
+    }
+}
