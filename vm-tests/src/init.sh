@@ -1,0 +1,43 @@
+#!/bin/sh
+# The guest's first process. It mounts what every program expects, then answers commands: on ttyS1 those of the
+# test, on ttyS2 those of the harness when ttyS1 is stuck. ttyS0 is the kernel's console and ttyS3 carries the
+# output of spawned processes, so that nothing mixes.
+export PATH=/usr/sbin:/usr/bin HOME=/root
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mkdir -p /run/spawn /run/lock /var/run /var/tmp
+ln -s /proc/self/fd /dev/fd
+
+for module in $(cat /etc/modules); do
+    modprobe "$module"
+done
+ip link set lo up
+if [ -d /sys/class/net/eth0 ]; then
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+fi
+hostname guest
+# Quiet while booting, because the console is slow; from here on every message may matter.
+dmesg -n 8
+
+# A command is one line, "NONCE BASE64"; its output is followed by a record separator, the nonce and the exit code.
+agent() {
+    exec <>"$1" >&0 2>&0
+    stty raw -echo
+    printf '\036ready 0\n'
+    while read -r nonce text; do
+        echo "$text" | base64 -d >"/run/command-$nonce"
+        sh "/run/command-$nonce" </dev/null
+        printf '\036%s %d\n' "$nonce" $?
+        rm "/run/command-$nonce"
+    done
+}
+
+agent /dev/ttyS2 &
+agent /dev/ttyS1

@@ -1,0 +1,141 @@
+//! One QEMU process: its command line, and its end. It dies with the thread that started it, whatever way that
+//! ends, so that no machine is ever left behind.
+
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::accel::Accel;
+use crate::channel::Channel;
+use crate::slot::{self, Slot};
+
+/// What the machine is made of.
+pub(crate) struct Machine {
+    pub(crate) kernel: PathBuf,
+    pub(crate) image: PathBuf,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) disks: Vec<PathBuf>,
+    pub(crate) host_port: Option<u16>,
+}
+
+/// Where the machine's outputs go.
+pub(crate) struct Outputs {
+    pub(crate) console: PathBuf,
+    pub(crate) spawned: PathBuf,
+    pub(crate) qemu: PathBuf,
+}
+
+/// A running machine.
+pub(crate) struct Qemu {
+    child: Child,
+    _sockets: TempDir,
+    _slot: Slot,
+}
+
+/// A stuck boot or a panic must end the machine, not hang the test; messages of boot itself only slow it down.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on";
+/// The address at which the guest finds the one port of the host it may reach.
+const HOST_ADDRESS: &str = "tcp:10.0.2.100:10809";
+
+impl Qemu {
+    /// Starts the machine and gives the lines to its two agents.
+    pub(crate) fn start(machine: &Machine, outputs: &Outputs) -> Result<(Qemu, Channel, Channel)> {
+        let slot = slot::take()?;
+        let sockets = tempfile::tempdir()?;
+        let paths = ["run", "rescue"].map(|name| sockets.path().join(name));
+        let listeners = [UnixListener::bind(&paths[0])?, UnixListener::bind(&paths[1])?];
+        let child = command(machine, outputs, &paths)?.spawn().context("cannot start QEMU")?;
+        let mut qemu = Qemu { child, _sockets: sockets, _slot: slot };
+        let run = Channel::accept(&paths[0], &listeners[0], || qemu.check(outputs))?;
+        let rescue = Channel::accept(&paths[1], &listeners[1], || qemu.check(outputs))?;
+        Ok((qemu, run, rescue))
+    }
+
+    /// Waits for the machine to end by itself.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the machine still runs after {limit:?}")
+    }
+
+    /// True until the machine ended.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn check(&mut self, outputs: &Outputs) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => {
+                let said = std::fs::read_to_string(&outputs.qemu).unwrap_or_default();
+                bail!("QEMU ended at once ({status}): {}", said.trim())
+            }
+        }
+    }
+}
+
+impl Drop for Qemu {
+    /// The power goes: no goodbye to the guest.
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to kill and only the zombie to collect.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Result<Command> {
+    // The kernel kills QEMU when our thread ends, even by SIGKILL.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args(["-display", "none", "-machine", "pc,usb=off,vmport=off", "-cpu", "max"]);
+    command.args(["-accel", Accel::choose(&machine.kernel).option()]);
+    command.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
+    command.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.image);
+    command.args(["-append", KERNEL_ARGUMENTS]);
+    serial_ports(&mut command, outputs, agents);
+    for (number, disk) in machine.disks.iter().enumerate() {
+        // The guest's own cache dies with the machine; what it wrote to this disk is in a file of the host and stays.
+        let drive = format!("file={},if=none,id=disk{number},format=raw,cache=writeback,discard=unmap", escaped(disk));
+        command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=disk{number}")]);
+    }
+    if let Some(port) = machine.host_port {
+        // A relay process per connection: the only form of forwarding that both allows several and nothing else.
+        let relay = format!("busybox nc 127.0.0.1 {port}");
+        let net = format!("user,id=net,restrict=on,ipv6=off,guestfwd={HOST_ADDRESS}-cmd:{relay}");
+        command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
+    }
+    let qemu_log = File::create(&outputs.qemu)?;
+    command.stdin(Stdio::null()).stdout(qemu_log.try_clone()?).stderr(qemu_log);
+    Ok(command)
+}
+
+/// ttyS0 to ttyS3, each with an interrupt of its own: PC serial ports that share one lose interrupts in QEMU.
+fn serial_ports(command: &mut Command, outputs: &Outputs, agents: &[PathBuf; 2]) {
+    let backends = [
+        format!("file,path={}", escaped(&outputs.console)),
+        format!("socket,path={}", escaped(&agents[0])),
+        format!("socket,path={}", escaped(&agents[1])),
+        format!("file,path={}", escaped(&outputs.spawned)),
+    ];
+    for (port, (backend, irq)) in backends.iter().zip([4, 3, 5, 7]).enumerate() {
+        let (kind, options) = backend.split_once(',').unwrap_or((backend, ""));
+        command.args(["-chardev", &format!("{kind},id=tty{port},{options}")]);
+        command.args(["-device", &format!("isa-serial,chardev=tty{port},index={port},irq={irq}")]);
+    }
+}
+
+/// QEMU's options are separated by commas; one in a value is doubled.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}

@@ -1,0 +1,36 @@
+//! Keeps the number of machines running at once small, across test processes and checkouts that share a cache: an
+//! emulated machine that gets half a processor misses deadlines which have nothing to do with what is tested.
+
+use std::fs::{self, File, TryLockError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::paths;
+
+/// The right to run one machine; given back when dropped.
+pub(crate) struct Slot {
+    _lock: File,
+}
+
+const SLOTS_DEFAULT: usize = 2;
+
+/// Waits until fewer machines run than `NBD_VM_SLOTS` allows.
+pub(crate) fn take() -> Result<Slot> {
+    let count = std::env::var("NBD_VM_SLOTS").ok().and_then(|count| count.parse().ok()).unwrap_or(SLOTS_DEFAULT);
+    let directory = paths::cache().join("slots");
+    fs::create_dir_all(&directory)?;
+    loop {
+        for number in 0..count.max(1) {
+            let file = File::create(directory.join(number.to_string()))?;
+            match file.try_lock() {
+                Ok(()) => return Ok(Slot { _lock: file }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error).context("cannot lock a machine slot"),
+            }
+        }
+        // Which lock falls first cannot be waited for.
+        thread::sleep(Duration::from_millis(100));
+    }
+}

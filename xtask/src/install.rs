@@ -1,0 +1,113 @@
+//! Makes a Debian machine able to run the demo and every test: packages that are missing, and the guest
+//! kernels, which are only unpacked into a cache. Doing it twice does nothing the second time.
+
+use std::path::Path;
+use std::process::Command;
+use std::{fs, io};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{self, Sources};
+use crate::kernels;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// The emulator and what the guest's file systems are made of.
+const DEMO: &[&str] =
+    &["qemu-system-x86", "busybox-static", "e2fsprogs", "xfsprogs", "kmod", "xz-utils", "util-linux"];
+/// The real clients and servers the tests set against ours.
+const PEERS: &[&str] =
+    &["qemu-utils", "nbdkit", "libnbd-bin", "python3-libnbd", "nbd-client", "nbd-server", "fio", "strace"];
+
+/// `cargo xtask install`
+pub(crate) fn run(_: &Args) -> Result<()> {
+    everything()
+}
+
+/// All that `cargo xtask test` needs.
+pub(crate) fn everything() -> Result<()> {
+    packages(&[DEMO, PEERS].concat())?;
+    kernels::fetch()
+}
+
+/// What `cargo xtask demo` needs, and no more: it is the first thing a newcomer waits for.
+pub(crate) fn for_demo() -> Result<()> {
+    packages(DEMO)?;
+    kernels::fetch()
+}
+
+fn packages(wanted: &[&str]) -> Result<()> {
+    let missing = apt::missing(wanted);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if Command::new("apt-get").arg("--version").output().is_err() {
+        bail!("this is no Debian machine; install what these Debian packages hold: {names}");
+    }
+    if !apt::may_install() {
+        bail!("neither root nor sudo without a password; install these packages: {names}");
+    }
+    eprintln!("installing {names}");
+    let _quiet = NoDaemons::hold();
+    install(&missing).with_context(|| format!("could not install these packages: {names}"))
+}
+
+/// Installs with the lists at hand, and once more with fresh ones: a new machine has none, and an old list
+/// names files the mirror no longer has.
+fn install(missing: &[&str]) -> Result<()> {
+    match try_install(missing) {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            Sources::Own.update()?;
+            try_install(missing)
+        }
+    }
+}
+
+fn try_install(missing: &[&str]) -> Result<()> {
+    // Parts of QEMU must be of one version: where some came from backports, the others must too.
+    let qemu_is_backport = ["qemu-utils", "qemu-system-common", "qemu-system-data"]
+        .iter()
+        .filter_map(|package| apt::version(package))
+        .any(|version| version.contains("~bpo"));
+    let (qemu, rest): (Vec<&str>, Vec<&str>) = missing.iter().partition(|package| package.starts_with("qemu"));
+    if qemu_is_backport && !qemu.is_empty() {
+        let suite = format!("{}-backports", apt::codename()?);
+        Sources::with_suite(&suite)?.install(&qemu)?;
+        return if rest.is_empty() { Ok(()) } else { Sources::Own.install(&rest) };
+    }
+    Sources::Own.install(missing)
+}
+
+/// While it lives, packages do not start their services: nbd-server is wanted as a program, not as a daemon.
+struct NoDaemons {
+    ours: bool,
+}
+
+impl NoDaemons {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn hold() -> NoDaemons {
+        let policy = Path::new(Self::POLICY);
+        // One that is there belongs to the machine's owner; and without root we cannot place one.
+        let ours = !policy.exists() && write_policy(policy).is_ok();
+        NoDaemons { ours }
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
+}
+
+fn write_policy(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    // 101: "action forbidden by policy".
+    fs::write(path, "#!/bin/sh\nexit 101\n")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}

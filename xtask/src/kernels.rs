@@ -1,0 +1,88 @@
+//! Fetches the guest kernels: the newest of each series the package archive offers, because old point releases
+//! vanish from mirrors. They are unpacked into the cache and never installed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use vm_tests::kernel::{Kernel, Release, Series};
+
+use crate::apt::{self, Sources};
+
+/// Brings the newest kernel of every series into the cache.
+pub(crate) fn fetch() -> Result<()> {
+    for series in Series::ALL {
+        fetch_series(series)?;
+    }
+    Ok(())
+}
+
+fn fetch_series(series: Series) -> Result<()> {
+    let cached = Kernel::find(series);
+    let (release, sources) = match newest(series) {
+        Ok(found) => found,
+        // Offline, or a release whose mirror dropped the series: what we have will do.
+        Err(_) if cached.is_some() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if cached.as_ref().is_some_and(|kernel| kernel.release >= release) {
+        return Ok(());
+    }
+    eprintln!("fetching {}", release.package());
+    match unpack(&release, &sources) {
+        Ok(()) => Ok(()),
+        Err(error) if cached.is_some() => {
+            eprintln!("keeping the kernel already here: {error:#}");
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("could not fetch {}", release.package())),
+    }
+}
+
+/// The newest release of a series, and where apt finds it. Both series are in bookworm, so a later Debian
+/// looks there for what its own archive no longer has.
+fn newest(series: Series) -> Result<(Release, Sources)> {
+    if let Some(release) = newest_in(&Sources::Own, series)? {
+        return Ok((release, Sources::Own));
+    }
+    Sources::Own.update()?;
+    if let Some(release) = newest_in(&Sources::Own, series)? {
+        return Ok((release, Sources::Own));
+    }
+    let bookworm = Sources::with_suite("bookworm")?;
+    match newest_in(&bookworm, series)? {
+        Some(release) => Ok((release, bookworm)),
+        None => bail!("no package linux-image-{series}…-cloud-amd64 in the package archive"),
+    }
+}
+
+fn newest_in(sources: &Sources, series: Series) -> Result<Option<Release>> {
+    let names = sources.names(&format!("linux-image-{series}."))?;
+    Ok(names.iter().filter_map(|name| Release::of_package(name)).filter(|release| release.is_of(series)).max())
+}
+
+/// Unpacks beside the final place and renames, so that a cache holds whole kernels or none.
+fn unpack(release: &Release, sources: &Sources) -> Result<()> {
+    let home = Kernel::home(release);
+    let parent = home.parent().context("the kernel cache has no parent")?;
+    fs::create_dir_all(parent)?;
+    let scratch = tempfile::tempdir_in(parent)?;
+    // apt downloads as its own user when run as root, and only warns when it cannot; be kind to it anyway.
+    let package = sources.download(release.package(), scratch.path())?;
+    let tree = scratch.path().join("tree");
+    apt::run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
+    index_modules(&tree)?;
+    fs::rename(&tree, &home).with_context(|| format!("cannot place {}", home.display()))?;
+    Ok(())
+}
+
+/// Debian makes modules.dep when the package is installed, which we do not do.
+fn index_modules(tree: &Path) -> Result<()> {
+    let usr = tree.join("usr");
+    let base = if usr.join("lib/modules").exists() { usr } else { tree.to_owned() };
+    for version in fs::read_dir(base.join("lib/modules"))? {
+        apt::run(Command::new("/sbin/depmod").arg("-b").arg(&base).arg(version?.file_name()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Everything that must hold before a change goes in: format, lints, licences and every test, where a test
+//! that could not run counts as one that failed.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{apt, install};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Do not install anything; a missing tool then fails the tests that need it.
+    #[arg(long)]
+    no_install: bool,
+    /// Arguments for `cargo test`, such as a filter.
+    #[arg(last = true)]
+    cargo_test: Vec<String>,
+}
+
+/// `cargo xtask test`
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !args.no_install {
+        install::everything()?;
+    }
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    licences()?;
+    let mut tests = cargo();
+    tests.args(["test", "--workspace"]).args(&args.cargo_test).env("NBD_TESTS_STRICT", "1");
+    step("tests", &mut tests)
+}
+
+/// cargo-deny takes minutes to compile, so it is used where it is and never installed.
+fn licences() -> Result<()> {
+    if Command::new("cargo-deny").arg("--version").output().is_err() {
+        eprintln!("== licences: skipped, there is no cargo-deny here (cargo install --locked cargo-deny)");
+        return Ok(());
+    }
+    step("licences", cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    eprintln!("== {name}");
+    apt::run(command)
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(vm_tests::paths::workspace());
+    command
+}
