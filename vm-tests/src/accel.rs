@@ -80,7 +80,11 @@ fn probe(kernel: &Path) -> Result<bool> {
     let console = scratch.path().join("console");
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "kvm", "-cpu", "max", "-m", "256", "-nodefaults", "-display", "none", "-no-reboot"]);
-    qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(&image).args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    qemu.arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(&image)
+        .args(["-append", "console=ttyS0 panic=-1 quiet"]);
     qemu.arg("-serial").arg(format!("file:{}", console.display()));
     let mut qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let start = Instant::now();

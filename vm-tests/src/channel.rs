@@ -38,7 +38,11 @@ const COMMAND_MAX: usize = 32 * 1024;
 
 impl Channel {
     /// Waits for QEMU to connect; `alive` tells whether it is still worth waiting.
-    pub(crate) fn accept(at: &Path, listener: &UnixListener, mut alive: impl FnMut() -> Result<()>) -> Result<Channel> {
+    pub(crate) fn accept(
+        at: &Path,
+        listener: &UnixListener,
+        mut alive: impl FnMut() -> Result<()>,
+    ) -> Result<Channel> {
         listener.set_nonblocking(true)?;
         loop {
             match listener.accept() {
@@ -50,7 +54,9 @@ impl Channel {
                     alive()?;
                     thread::sleep(Duration::from_millis(5));
                 }
-                Err(error) => return Err(error).with_context(|| format!("cannot accept at {}", at.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot accept at {}", at.display()));
+                }
             }
         }
     }
@@ -131,7 +137,10 @@ mod tests {
 
     #[test]
     fn base64_pads_every_length() {
-        assert_eq!(["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())), ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
+        assert_eq!(
+            ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())),
+            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]
+        );
     }
 
     #[test]

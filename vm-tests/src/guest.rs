@@ -17,7 +17,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The static programs, built at most once per process.
 pub fn binaries() -> Result<Vec<PathBuf>> {
     static BUILT: OnceLock<Result<Vec<PathBuf>, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+    BUILT
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow!(error))
 }
 
 fn build() -> Result<Vec<PathBuf>> {

@@ -39,9 +39,26 @@ enum Entry {
 const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net"];
 /// There for the asking, in every guest: the driver, its file systems, TLS and the ciphers the kernel wants for it.
 const COMMON_MODULES: &[&str] = &[
-    "nbd", "tls", "xfs", "loop", "crc32c_generic", "crc32c_intel", "libcrc32c", "ctr", "gcm", "ghash_generic",
-    "aesni_intel", "aes_generic", "chacha20poly1305", "chacha_generic", "poly1305_generic", "chacha_x86_64",
-    "poly1305_x86_64", "ghash_clmulni_intel", "cryptd", "crypto_simd",
+    "nbd",
+    "tls",
+    "xfs",
+    "loop",
+    "crc32c_generic",
+    "crc32c_intel",
+    "libcrc32c",
+    "ctr",
+    "gcm",
+    "ghash_generic",
+    "aesni_intel",
+    "aes_generic",
+    "chacha20poly1305",
+    "chacha_generic",
+    "poly1305_generic",
+    "chacha_x86_64",
+    "poly1305_x86_64",
+    "ghash_clmulni_intel",
+    "cryptd",
+    "crypto_simd",
 ];
 /// Images kept when a new one is built; old ones are mostly those of binaries since rebuilt.
 const IMAGES_KEPT: usize = 12;
@@ -81,17 +98,30 @@ impl Image {
     }
 
     fn add_skeleton(&mut self) {
-        for directory in ["dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/lib", "var"] {
+        for directory in
+            ["dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/lib", "var"]
+        {
             self.add(directory, Entry::Directory);
         }
         self.add("usr/lib64", Entry::Directory);
         // One place for programs and one for libraries, as on a merged-/usr Debian.
-        for (link, target) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        for (link, target) in [
+            ("bin", "usr/bin"),
+            ("sbin", "usr/bin"),
+            ("usr/sbin", "bin"),
+            ("lib", "usr/lib"),
+            ("lib64", "usr/lib64"),
+        ] {
             self.add(link, Entry::Link(target.to_owned()));
         }
-        self.add("etc/passwd", Entry::Text("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n".to_owned()));
+        self.add(
+            "etc/passwd",
+            Entry::Text("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n".to_owned()),
+        );
         self.add("etc/group", Entry::Text("root:x:0:\nnogroup:x:65534:\n".to_owned()));
         self.add("etc/hosts", Entry::Text("127.0.0.1 localhost guest\n::1 localhost\n".to_owned()));
+        // What an untyped mount tries: naming xfs here makes the kernel ask for its module.
+        self.add("etc/filesystems", Entry::Text("ext4\nxfs\nbtrfs\n".to_owned()));
         self.add("etc/modules", Entry::Text(BOOT_MODULES.join("\n") + "\n"));
         self.add("init", Entry::Script(include_str!("init.sh")));
         self.add("usr/bin/spawn", Entry::Script(include_str!("spawn.sh")));
@@ -123,7 +153,8 @@ impl Image {
 
     fn add_kit(&mut self, kit: Kit) -> Result<()> {
         for name in kit.programs() {
-            let program = host::program(name).with_context(|| format!("no {name}; run cargo xtask install"))?;
+            let program =
+                host::program(name).with_context(|| format!("no {name}; run cargo xtask install"))?;
             self.add_program(name, &program)?;
         }
         for file in kit.files() {
@@ -132,7 +163,8 @@ impl Image {
         }
         if kit == Kit::Ours {
             for program in guest::binaries()? {
-                let name = program.file_name().context("binary without a name")?.to_string_lossy().into_owned();
+                let name =
+                    program.file_name().context("binary without a name")?.to_string_lossy().into_owned();
                 self.add_program(&name, &program)?;
             }
         }

@@ -39,5 +39,9 @@ agent() {
     done
 }
 
+# Held open, or the line discipline would forget on the last close that this port is no terminal.
+exec 9>/dev/ttyS3
+stty -F /dev/ttyS3 raw -echo
+
 agent /dev/ttyS2 &
 agent /dev/ttyS1

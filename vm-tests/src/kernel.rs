@@ -78,7 +78,10 @@ impl Kernel {
     pub fn find(series: Series) -> Option<Kernel> {
         let entries = fs::read_dir(home()).ok()?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let release = names.filter_map(|name| Release::of_package(&name)).filter(|release| release.is_of(series)).max()?;
+        let release = names
+            .filter_map(|name| Release::of_package(&name))
+            .filter(|release| release.is_of(series))
+            .max()?;
         let tree = Kernel::home(&release);
         Some(Kernel { release, tree })
     }
@@ -90,7 +93,8 @@ impl Kernel {
 
     /// The bootable image.
     pub fn image(&self) -> Option<PathBuf> {
-        let mut files = fs::read_dir(self.tree.join("boot")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let mut files =
+            fs::read_dir(self.tree.join("boot")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
         files.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
     }
 
@@ -127,7 +131,11 @@ mod tests {
 
     #[test]
     fn other_packages_are_no_release() {
-        for name in ["linux-image-6.12-cloud-amd64", "linux-image-6.1.0-50-amd64", "linux-image-6.1.0-5-rt-cloud-amd64"] {
+        for name in [
+            "linux-image-6.12-cloud-amd64",
+            "linux-image-6.1.0-50-amd64",
+            "linux-image-6.1.0-5-rt-cloud-amd64",
+        ] {
             assert_eq!(Release::of_package(name), None, "{name}");
         }
     }

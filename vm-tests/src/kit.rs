@@ -73,7 +73,8 @@ impl Kit {
 
 /// nbdkit loads its parts from the directory it was built for.
 fn nbdkit_parts() -> Vec<PathBuf> {
-    let roots = ["/usr/lib/x86_64-linux-gnu/nbdkit", "/usr/lib64/nbdkit", "/usr/lib/nbdkit"].map(PathBuf::from);
+    let roots =
+        ["/usr/lib/x86_64-linux-gnu/nbdkit", "/usr/lib64/nbdkit", "/usr/lib/nbdkit"].map(PathBuf::from);
     let Some(root) = roots.into_iter().find(|root| root.is_dir()) else { return Vec::new() };
     NBDKIT_PARTS.iter().map(|part| root.join(part)).filter(|part| part.exists()).collect()
 }

@@ -5,6 +5,7 @@
 //! commands, `spawn` daemons, cut the power.
 
 mod accel;
+mod builder;
 mod channel;
 mod cpio;
 pub mod guest;
@@ -15,14 +16,17 @@ mod kit;
 mod modules;
 pub mod paths;
 mod qemu;
+mod remains;
 mod scene;
 mod slot;
 mod vm;
 
+pub use builder::{Builder, HOST_PORT};
 pub use kernel::{Kernel, Series};
 pub use kit::Kit;
+pub use remains::Remains;
 pub use scene::Scene;
-pub use vm::{Builder, CommandFailed, Finished, HOST_PORT, Remains, Signal, Vm};
+pub use vm::{CommandFailed, Finished, Signal, Vm};
 
 /// Turns `fn name(scene: &Scene) -> anyhow::Result<()>` into the tests `name::on_6_1` and `name::on_6_12`, which
 /// are skipped where a listed [`Kit`] is missing.

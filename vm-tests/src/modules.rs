@@ -73,7 +73,8 @@ impl Selection<'_> {
     pub(crate) fn aliases(&self) -> Result<String> {
         let text = fs::read_to_string(self.modules.root.join("modules.alias"))?;
         let names: Vec<String> = self.chosen.keys().map(|file| module_name(file)).collect();
-        let ours = |line: &&str| line.rsplit(' ').next().is_some_and(|name| names.contains(&module_name(name)));
+        let ours =
+            |line: &&str| line.rsplit(' ').next().is_some_and(|name| names.contains(&module_name(name)));
         Ok(text.lines().filter(ours).map(|line| format!("{line}\n")).collect())
     }
 }
@@ -84,7 +85,12 @@ pub(crate) fn contents(file: &Path) -> Result<Vec<u8>> {
         return fs::read(file).with_context(|| format!("cannot read {}", file.display()));
     }
     let out = Command::new("xz").arg("-dc").arg(file).output().context("cannot run xz")?;
-    ensure!(out.status.success(), "cannot unpack {}: {}", file.display(), String::from_utf8_lossy(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "cannot unpack {}: {}",
+        file.display(),
+        String::from_utf8_lossy(&out.stderr)
+    );
     Ok(out.stdout)
 }
 

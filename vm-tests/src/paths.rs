@@ -10,7 +10,8 @@ pub fn workspace() -> PathBuf {
 
 /// The cargo target directory.
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
 }
 
 /// Kernels, images and scratch files; `NBD_VM_CACHE` moves it, so that several checkouts can share one.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::channel::Channel;
-use crate::slot::{self, Slot};
+use crate::slot::Slot;
 
 /// What the machine is made of.
 pub(crate) struct Machine {
@@ -45,8 +45,11 @@ const HOST_ADDRESS: &str = "tcp:10.0.2.100:10809";
 
 impl Qemu {
     /// Starts the machine and gives the lines to its two agents.
-    pub(crate) fn start(machine: &Machine, outputs: &Outputs) -> Result<(Qemu, Channel, Channel)> {
-        let slot = slot::take()?;
+    pub(crate) fn start(
+        machine: &Machine,
+        outputs: &Outputs,
+        slot: Slot,
+    ) -> Result<(Qemu, Channel, Channel)> {
         let sockets = tempfile::tempdir()?;
         let paths = ["run", "rescue"].map(|name| sockets.path().join(name));
         let listeners = [UnixListener::bind(&paths[0])?, UnixListener::bind(&paths[1])?];
@@ -67,6 +70,11 @@ impl Qemu {
             std::thread::sleep(Duration::from_millis(10));
         }
         bail!("the machine still runs after {limit:?}")
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// True until the machine ended.
@@ -97,7 +105,14 @@ impl Drop for Qemu {
 fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Result<Command> {
     // The kernel kills QEMU when our thread ends, even by SIGKILL.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
     command.args(["-display", "none", "-machine", "pc,usb=off,vmport=off", "-cpu", "max"]);
     command.args(["-accel", Accel::choose(&machine.kernel).option()]);
     command.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
@@ -106,7 +121,10 @@ fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Resul
     serial_ports(&mut command, outputs, agents);
     for (number, disk) in machine.disks.iter().enumerate() {
         // The guest's own cache dies with the machine; what it wrote to this disk is in a file of the host and stays.
-        let drive = format!("file={},if=none,id=disk{number},format=raw,cache=writeback,discard=unmap", escaped(disk));
+        let drive = format!(
+            "file={},if=none,id=disk{number},format=raw,cache=writeback,discard=unmap",
+            escaped(disk)
+        );
         command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=disk{number}")]);
     }
     if let Some(port) = machine.host_port {

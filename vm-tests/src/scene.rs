@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
+use crate::builder::Builder;
 use crate::kernel::{Kernel, Series};
 use crate::kit::Kit;
-use crate::vm::Builder;
 use crate::{host, paths};
 
 /// A test's surroundings.
@@ -39,7 +39,7 @@ impl Scene {
             scene.clear()
         });
         if let Err(error) = outcome {
-            panic!("{error:?}\nlogs are kept in {}", paths::logs().join(name).display());
+            panic!("{error:#}\nlogs are kept in {}", paths::logs().join(name).display());
         }
     }
 
@@ -90,7 +90,8 @@ impl Scene {
         if std::env::var_os("NBD_VM_KEEP").is_some() {
             return Ok(());
         }
-        fs::remove_dir_all(&self.logs).map_err(|error| anyhow!("cannot delete {}: {error}", self.logs.display()))
+        fs::remove_dir_all(&self.logs)
+            .map_err(|error| anyhow!("cannot delete {}: {error}", self.logs.display()))
     }
 }
 

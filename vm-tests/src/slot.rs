@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -15,12 +15,17 @@ pub(crate) struct Slot {
 }
 
 const SLOTS_DEFAULT: usize = 2;
+/// A wait longer than this is worth a word to whoever wonders.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits until fewer machines run than `NBD_VM_SLOTS` allows.
 pub(crate) fn take() -> Result<Slot> {
-    let count = std::env::var("NBD_VM_SLOTS").ok().and_then(|count| count.parse().ok()).unwrap_or(SLOTS_DEFAULT);
+    let count =
+        std::env::var("NBD_VM_SLOTS").ok().and_then(|count| count.parse().ok()).unwrap_or(SLOTS_DEFAULT);
     let directory = paths::cache().join("slots");
     fs::create_dir_all(&directory)?;
+    let start = Instant::now();
+    let mut told = false;
     loop {
         for number in 0..count.max(1) {
             let file = File::create(directory.join(number.to_string()))?;
@@ -29,6 +34,10 @@ pub(crate) fn take() -> Result<Slot> {
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error).context("cannot lock a machine slot"),
             }
+        }
+        if !told && start.elapsed() > PATIENCE {
+            told = true;
+            eprintln!("waiting for one of {count} machine slots (NBD_VM_SLOTS)");
         }
         // Which lock falls first cannot be waited for.
         thread::sleep(Duration::from_millis(100));

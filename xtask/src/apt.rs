@@ -41,7 +41,8 @@ impl Sources {
         fs::create_dir_all(scratch.path().join("lists/partial"))?;
         copy_machine_sources(&parts)?;
         let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
-        let signed = if keyring.exists() { format!(" [signed-by={}]", keyring.display()) } else { String::new() };
+        let signed =
+            if keyring.exists() { format!(" [signed-by={}]", keyring.display()) } else { String::new() };
         fs::write(parts.join("extra.list"), format!("deb{signed} {mirror} {suite} main\n"))?;
         // apt drops privileges to read these when it downloads as root.
         set_world_readable(scratch.path())?;
@@ -114,7 +115,8 @@ impl Sources {
 
 /// True if packages can be installed: as root, or by a sudo that asks nothing.
 pub(crate) fn may_install() -> bool {
-    rustix_is_root() || Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|out| out.status.success())
+    rustix_is_root()
+        || Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|out| out.status.success())
 }
 
 /// The code name of the machine's Debian release, such as "bookworm".

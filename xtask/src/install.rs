@@ -72,7 +72,8 @@ fn try_install(missing: &[&str]) -> Result<()> {
         .iter()
         .filter_map(|package| apt::version(package))
         .any(|version| version.contains("~bpo"));
-    let (qemu, rest): (Vec<&str>, Vec<&str>) = missing.iter().partition(|package| package.starts_with("qemu"));
+    let (qemu, rest): (Vec<&str>, Vec<&str>) =
+        missing.iter().partition(|package| package.starts_with("qemu"));
     if qemu_is_backport && !qemu.is_empty() {
         let suite = format!("{}-backports", apt::codename()?);
         Sources::with_suite(&suite)?.install(&qemu)?;

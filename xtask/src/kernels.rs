@@ -59,7 +59,11 @@ fn newest(series: Series) -> Result<(Release, Sources)> {
 
 fn newest_in(sources: &Sources, series: Series) -> Result<Option<Release>> {
     let names = sources.names(&format!("linux-image-{series}."))?;
-    Ok(names.iter().filter_map(|name| Release::of_package(name)).filter(|release| release.is_of(series)).max())
+    Ok(names
+        .iter()
+        .filter_map(|name| Release::of_package(name))
+        .filter(|release| release.is_of(series))
+        .max())
 }
 
 /// Unpacks beside the final place and renames, so that a cache holds whole kernels or none.

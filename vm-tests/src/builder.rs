@@ -1,0 +1,107 @@
+//! What a guest is made of, and its start.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::image::Image;
+use crate::kernel::Kernel;
+use crate::kit::Kit;
+use crate::qemu::{Machine, Qemu};
+use crate::remains::Remains;
+use crate::slot;
+use crate::vm::Vm;
+
+/// Where the guest finds the host's port that [`Builder::host_port`] opened, as host and port.
+pub const HOST_PORT: &str = "10.0.2.100:10809";
+
+/// Emulation on a busy machine is slow, and the deadline is there to end a hang, not to measure.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// A machine to be.
+pub struct Builder {
+    kernel: Kernel,
+    kits: Vec<Kit>,
+    log: PathBuf,
+    modules: Vec<String>,
+    cpus: u32,
+    memory_mib: u32,
+    disks: Vec<PathBuf>,
+    host_port: Option<u16>,
+}
+
+impl Builder {
+    pub(crate) fn new(kernel: Kernel, kits: Vec<Kit>, log: PathBuf) -> Builder {
+        let (modules, disks) = (Vec::new(), Vec::new());
+        Builder { kernel, kits, log, modules, cpus: 2, memory_mib: 1024, disks, host_port: None }
+    }
+
+    /// Processors; the nbd driver uses a connection per processor. Default 2.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Memory; the root file system lives in it. Default 1024.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Attaches a raw file as the next virtio disk: /dev/vda, /dev/vdb, … What the guest wrote to it survives
+    /// a power cut; what the guest only cached does not.
+    pub fn disk(mut self, file: impl Into<PathBuf>) -> Self {
+        self.disks.push(file.into());
+        self
+    }
+
+    /// Lets the guest reach this port of the host's loopback, at [`HOST_PORT`], and nothing else of the host.
+    pub fn host_port(mut self, port: u16) -> Self {
+        self.host_port = Some(port);
+        self
+    }
+
+    /// Puts a further kernel module into the image, for the guest to `modprobe`.
+    pub fn module(mut self, name: &str) -> Self {
+        self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Puts a further kit into the image.
+    pub fn with(mut self, kit: Kit) -> Self {
+        self.kits.push(kit);
+        self
+    }
+
+    /// Starts the machine and waits until it takes commands.
+    pub fn boot(self) -> Result<Vm> {
+        let remains = Remains::new(self.log);
+        let mut session = File::create(remains.session())?;
+        let outputs = remains.outputs();
+        // Not only for the reader: whoever looks before QEMU made it must find it.
+        File::create(&outputs.spawned)?;
+        let image = Image::new(&self.kernel, &self.kits, &self.modules)?;
+        let machine = Machine {
+            kernel: self.kernel.image().context("the cached kernel has no image; run cargo xtask install")?,
+            image: image.build()?,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            disks: self.disks,
+            host_port: self.host_port,
+        };
+        let slot = slot::take()?;
+        let start = Instant::now();
+        let (qemu, mut run, mut rescue) = Qemu::start(&machine, &outputs, slot)?;
+        for agent in [&mut rescue, &mut run] {
+            agent
+                .ready(BOOT_LIMIT)
+                .map_err(|_| anyhow!("the guest did not come up; {}", remains.last_words()))?;
+        }
+        let boot_time = start.elapsed();
+        writeln!(session, "[{}: up after {:.1} s]", self.kernel.release.package(), boot_time.as_secs_f32())?;
+        Ok(Vm::new(qemu, run, rescue, remains, session, boot_time))
+    }
+}
