@@ -1,5 +1,6 @@
 //! Our own programs as the guest runs them: linked statically, because an initramfs has no libraries. Built on
-//! demand, into a target directory of their own so that the ordinary build stays warm.
+//! demand, into a target directory of their own so that the ordinary build stays warm. The harness's one program
+//! for the host is built here as well, because a library cannot rely on its package's programs being there.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -10,32 +11,52 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::paths;
 
-const PROGRAMS: [&str; 2] = ["nbd-server", "nbd-attach"];
+const GUEST: &[&str] = &["nbd-server", "nbd-attach"];
+const RELAY: &str = "vm-relay";
 /// Naming the target keeps the flags away from build scripts and procedural macros, which cannot be static.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The static programs, built at most once per process.
+/// The programs for the guest, built at most once per process.
 pub fn binaries() -> Result<Vec<PathBuf>> {
-    static BUILT: OnceLock<Result<Vec<PathBuf>, String>> = OnceLock::new();
-    BUILT
-        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    build_once(&BUILT, GUEST)?;
+    Ok(GUEST.iter().map(|program| built(program)).collect())
+}
+
+/// The program that QEMU joins connections to the host with.
+pub(crate) fn relay() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    build_once(&BUILT, &[RELAY])?;
+    Ok(built(RELAY))
+}
+
+/// An error is kept as text: every test that needs the programs is to fail with it.
+fn build_once(once: &OnceLock<Result<(), String>>, programs: &[&str]) -> Result<()> {
+    once.get_or_init(|| build(programs).map_err(|error| format!("{error:#}")))
         .clone()
         .map_err(|error| anyhow!(error))
 }
 
-fn build() -> Result<Vec<PathBuf>> {
-    let directory = paths::target().join("guest");
+fn built(program: &str) -> PathBuf {
+    home().join(TARGET).join("release").join(program)
+}
+
+fn home() -> PathBuf {
+    paths::target().join("guest")
+}
+
+fn build(programs: &[&str]) -> Result<()> {
+    let directory = home();
     fs::create_dir_all(&directory)?;
     let turn = File::create(directory.join("build.lock"))?;
     turn.lock()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
     cargo.args(["build", "--quiet", "--release", "--target", TARGET, "--target-dir"]).arg(&directory);
-    for program in PROGRAMS {
-        cargo.args(["--package", program]);
+    for program in programs {
+        cargo.args(["--bin", program]);
     }
     let out = cargo.output().context("cannot run cargo")?;
     ensure!(out.status.success(), "static build failed:\n{}", String::from_utf8_lossy(&out.stderr));
-    let made = directory.join(TARGET).join("release");
-    Ok(PROGRAMS.iter().map(|program| made.join(program)).collect())
+    Ok(())
 }

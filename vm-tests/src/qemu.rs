@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::channel::Channel;
+use crate::guest;
 use crate::slot::Slot;
 
 /// What the machine is made of.
@@ -128,8 +129,7 @@ fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Resul
         command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=disk{number}")]);
     }
     if let Some(port) = machine.host_port {
-        // A relay process per connection: the only form of forwarding that both allows several and nothing else.
-        let relay = format!("busybox nc 127.0.0.1 {port}");
+        let relay = format!("'{}' {port}", escaped(&guest::relay()?));
         let net = format!("user,id=net,restrict=on,ipv6=off,guestfwd={HOST_ADDRESS}-cmd:{relay}");
         command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
     }

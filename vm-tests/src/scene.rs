@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
@@ -13,6 +14,8 @@ use crate::builder::Builder;
 use crate::kernel::{Kernel, Series};
 use crate::kit::Kit;
 use crate::{host, paths};
+
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A test's surroundings.
 pub struct Scene {
@@ -56,6 +59,7 @@ impl Scene {
         fs::create_dir_all(&logs)?;
         let scratch = paths::cache().join("scratch");
         fs::create_dir_all(&scratch)?;
+        forget_killed(&scratch);
         let scratch = tempfile::tempdir_in(scratch)?;
         Ok(Scene { kernel, kits: kits.to_vec(), logs, scratch, machines: Cell::new(0) })
     }
@@ -99,6 +103,19 @@ impl Drop for Scene {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("logs are kept in {}", self.logs.display());
+        }
+    }
+}
+
+/// Removes what tests that were killed could not; a day old, it is nobody's.
+fn forget_killed(scratch: &Path) {
+    let Ok(entries) = fs::read_dir(scratch) else { return };
+    for entry in entries.flatten() {
+        let age =
+            entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age > ABANDONED) {
+            // Housekeeping: no test depends on it.
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
