@@ -7,8 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
+
+use crate::run::quietly;
 
 /// Which packages apt looks at: the machine's own sources, or those and one more suite.
 pub(crate) enum Sources {
@@ -53,7 +55,7 @@ impl Sources {
 
     /// Refreshes the package lists.
     pub(crate) fn update(&self) -> Result<()> {
-        run(self.privileged("apt-get").args(["-q", "update"]))
+        quietly(self.privileged("apt-get").args(["-q", "update"]))
     }
 
     /// Installs packages, with no questions asked and nothing recommended on top.
@@ -64,13 +66,17 @@ impl Sources {
         if let Sources::Extended { suite, .. } = self {
             command.args(["-t", suite]);
         }
-        run(command.arg("install").args(packages))
+        quietly(command.arg("install").args(packages))
     }
 
     /// Downloads one package into `directory` without installing it.
     pub(crate) fn download(&self, package: &str, directory: &Path) -> Result<PathBuf> {
         let mut command = self.plain("apt-get");
-        run(command.args(["-q", "download", package]).current_dir(directory))?;
+        if is_root() {
+            // As root, apt downloads as a user of its own, who may not enter our directories, and warns of it.
+            command.args(["-o", "APT::Sandbox::User=root"]);
+        }
+        quietly(command.args(["-q", "download", package]).current_dir(directory))?;
         let mut entries = fs::read_dir(directory)?.filter_map(Result::ok).map(|entry| entry.path());
         entries
             .find(|path| path.extension() == Some(OsStr::new("deb")))
@@ -88,14 +94,8 @@ impl Sources {
     }
 
     fn privileged(&self, program: &str) -> Command {
-        let mut command;
-        if rustix_is_root() {
-            command = Command::new(program);
-        } else {
-            command = Command::new("sudo");
-            command.args(["-n", "env", "DEBIAN_FRONTEND=noninteractive", program]);
-        }
-        command.env("DEBIAN_FRONTEND", "noninteractive");
+        let mut command = privileged("env");
+        command.args(["DEBIAN_FRONTEND=noninteractive", program]);
         self.with_options(command)
     }
 
@@ -113,10 +113,19 @@ impl Sources {
     }
 }
 
+/// A command that runs as root.
+pub(crate) fn privileged(program: &str) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", program]);
+    command
+}
+
 /// True if packages can be installed: as root, or by a sudo that asks nothing.
 pub(crate) fn may_install() -> bool {
-    rustix_is_root()
-        || Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|out| out.status.success())
+    is_root() || Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|out| out.status.success())
 }
 
 /// The code name of the machine's Debian release, such as "bookworm".
@@ -161,17 +170,6 @@ fn set_world_readable(directory: &Path) -> Result<()> {
     Ok(fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?)
 }
 
-fn rustix_is_root() -> bool {
+fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-/// Runs a command whose output the user may see, and fails with its name if it fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = match command.status() {
-        Ok(status) => status,
-        Err(error) => bail!("cannot run {name}: {error}"),
-    };
-    ensure!(status.success(), "{name} failed ({status})");
-    Ok(())
 }

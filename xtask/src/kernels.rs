@@ -8,7 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use vm_tests::kernel::{Kernel, Release, Series};
 
-use crate::apt::{self, Sources};
+use crate::apt::Sources;
+use crate::run::quietly;
 
 /// Brings the newest kernel of every series into the cache.
 pub(crate) fn fetch() -> Result<()> {
@@ -24,7 +25,11 @@ fn fetch_series(series: Series) -> Result<()> {
         Ok(found) => found,
         // Offline, or a release whose mirror dropped the series: what we have will do.
         Err(_) if cached.is_some() => return Ok(()),
-        Err(error) => return Err(error),
+        Err(error) => {
+            return Err(
+                error.context(format!("no Linux {series} here (package linux-image-{series}.*-cloud-amd64)"))
+            );
+        }
     };
     if cached.as_ref().is_some_and(|kernel| kernel.release >= release) {
         return Ok(());
@@ -72,10 +77,9 @@ fn unpack(release: &Release, sources: &Sources) -> Result<()> {
     let parent = home.parent().context("the kernel cache has no parent")?;
     fs::create_dir_all(parent)?;
     let scratch = tempfile::tempdir_in(parent)?;
-    // apt downloads as its own user when run as root, and only warns when it cannot; be kind to it anyway.
     let package = sources.download(release.package(), scratch.path())?;
     let tree = scratch.path().join("tree");
-    apt::run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
+    quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
     index_modules(&tree)?;
     fs::rename(&tree, &home).with_context(|| format!("cannot place {}", home.display()))?;
     Ok(())
@@ -86,7 +90,7 @@ fn index_modules(tree: &Path) -> Result<()> {
     let usr = tree.join("usr");
     let base = if usr.join("lib/modules").exists() { usr } else { tree.to_owned() };
     for version in fs::read_dir(base.join("lib/modules"))? {
-        apt::run(Command::new("/sbin/depmod").arg("-b").arg(&base).arg(version?.file_name()))?;
+        quietly(Command::new("/sbin/depmod").arg("-b").arg(&base).arg(version?.file_name()))?;
     }
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{apt, install};
+use crate::install;
+use crate::run::visibly;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +42,7 @@ fn licences() -> Result<()> {
 
 fn step(name: &str, command: &mut Command) -> Result<()> {
     eprintln!("== {name}");
-    apt::run(command)
+    visibly(command)
 }
 
 fn cargo() -> Command {
