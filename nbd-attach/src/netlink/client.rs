@@ -1,0 +1,254 @@
+//! A client of the nbd netlink family whose calls end.
+//!
+//! The driver does its work inside the sender's `sendmsg`, under locks that a hung server can hold
+//! for long; so one thread of its own sends, and callers wait for its answer with a deadline.
+//! Commands queue behind one another there, as they would behind the kernel's own lock.
+
+use super::message::{Attribute, ClientFlags, Command, DeviceItem, Message, SocketItem};
+use super::refusal::Refusal;
+use crate::device::Index;
+use futures::StreamExt;
+use genetlink::{GenetlinkError, GenetlinkHandle};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_generic::GenlMessage;
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// What went wrong between this process and the driver.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The family is not registered.
+    #[error("the kernel has no nbd driver loaded: `modprobe nbd` loads it")]
+    NoFamily,
+    /// The driver said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No answer in time; whether the command took effect is unknown.
+    #[error("the nbd driver did not answer within {} s: another device's server may be hanging", .0.as_secs())]
+    Deadline(Duration),
+    /// Netlink itself failed.
+    #[error("talking to the kernel over netlink failed: {0}")]
+    Broken(String),
+}
+
+/// What CONNECT is asked with. Every field is always sent: what is left out, the driver takes from
+/// the device's previous life or from a default nobody wants.
+#[derive(Clone, Debug)]
+pub struct Connect {
+    /// The device, or none to let the kernel choose a free one.
+    pub index: Option<Index>,
+    /// The size of the export.
+    pub size: u64,
+    /// Logical and physical block size.
+    pub block_size: u32,
+    /// How long a request may take; zero is for ever.
+    pub timeout: Duration,
+    /// How long to wait for a new socket once all are dead.
+    pub dead_connection_timeout: Duration,
+    /// The transmission flags.
+    pub server_flags: u16,
+    /// What `/sys/block/nbdN/backend` will say.
+    pub backend: String,
+    /// The connections, their handshakes done.
+    pub sockets: Arc<[OwnedFd]>,
+}
+
+/// The handle to the netlink thread.
+#[derive(Clone, Debug)]
+pub struct Client {
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    message: Message,
+    /// Kept open until the kernel has looked the numbers up, even when nobody waits any more: a
+    /// number closed and used again would hand a stranger's socket to the driver.
+    _sockets: Option<Arc<[OwnedFd]>>,
+    answer: oneshot::Sender<Result<Vec<Attribute>, NetlinkError>>,
+}
+
+impl Client {
+    /// Opens the netlink socket and its thread.
+    pub fn start() -> io::Result<Client> {
+        let (jobs, queue) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let (connection, handle, _) = {
+            let _reactor = runtime.enter();
+            genetlink::new_connection()?
+        };
+        std::thread::Builder::new().name("netlink".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::spawn(connection);
+                serve(handle, queue).await;
+            });
+        })?;
+        Ok(Client { jobs })
+    }
+
+    /// Attaches, and tells which device it became.
+    pub async fn connect(&self, wish: &Connect, patience: Duration) -> Result<Index, NetlinkError> {
+        let message = Message { command: Command::CONNECT, attributes: connect_attributes(wish) };
+        let answer = self.ask(message, Some(wish.sockets.clone()), patience).await?;
+        let number = answer.iter().find_map(|attribute| match attribute {
+            Attribute::Index(number) => Some(*number),
+            _ => None,
+        });
+        number
+            .and_then(|number| Index::new(number).ok())
+            .or(wish.index)
+            .ok_or_else(|| NetlinkError::Broken("the kernel attached a device but did not say which".into()))
+    }
+
+    /// Detaches whatever is attached there. The driver also says yes when nothing is.
+    pub async fn disconnect(&self, index: Index, patience: Duration) -> Result<(), NetlinkError> {
+        let attributes = vec![Attribute::Index(index.number())];
+        self.ask(Message { command: Command::DISCONNECT, attributes }, None, patience).await.map(drop)
+    }
+
+    /// Has the device node removed at the next DISCONNECT, if it still bears this identifier.
+    pub async fn destroy_on_disconnect(
+        &self,
+        index: Index,
+        backend: &str,
+        patience: Duration,
+    ) -> Result<(), NetlinkError> {
+        let attributes = vec![
+            Attribute::Index(index.number()),
+            Attribute::ClientFlags(ClientFlags::DESTROY_ON_DISCONNECT),
+            Attribute::BackendIdentifier(backend.to_owned()),
+        ];
+        self.ask(Message { command: Command::RECONFIGURE, attributes }, None, patience).await.map(drop)
+    }
+
+    /// Every device the driver has, with whether something holds it. Anyone may ask.
+    pub async fn status(&self, patience: Duration) -> Result<Vec<DeviceItem>, NetlinkError> {
+        let answer =
+            self.ask(Message { command: Command::STATUS, attributes: vec![] }, None, patience).await?;
+        let lists = answer.into_iter().filter_map(|attribute| match attribute {
+            Attribute::DeviceList(items) => Some(items),
+            _ => None,
+        });
+        Ok(lists.flatten().collect())
+    }
+
+    async fn ask(
+        &self,
+        message: Message,
+        sockets: Option<Arc<[OwnedFd]>>,
+        patience: Duration,
+    ) -> Result<Vec<Attribute>, NetlinkError> {
+        let gone = || NetlinkError::Broken("the netlink thread ended".into());
+        let (answer, wait) = oneshot::channel();
+        self.jobs.send(Job { message, _sockets: sockets, answer }).map_err(|_| gone())?;
+        match tokio::time::timeout(patience, wait).await {
+            Ok(answer) => answer.map_err(|_| gone())?,
+            Err(_) => Err(NetlinkError::Deadline(patience)),
+        }
+    }
+}
+
+fn connect_attributes(wish: &Connect) -> Vec<Attribute> {
+    let sockets = wish.sockets.iter().map(|socket| SocketItem { fd: socket.as_raw_fd().unsigned_abs() });
+    let index = wish.index.map(|index| Attribute::Index(index.number()));
+    let rest = [
+        Attribute::SizeBytes(wish.size),
+        Attribute::BlockSizeBytes(wish.block_size.into()),
+        Attribute::Timeout(wish.timeout.as_secs()),
+        Attribute::DeadConnTimeout(wish.dead_connection_timeout.as_secs()),
+        Attribute::ServerFlags(wish.server_flags.into()),
+        Attribute::BackendIdentifier(wish.backend.clone()),
+        Attribute::Sockets(sockets.collect()),
+    ];
+    index.into_iter().chain(rest).collect()
+}
+
+async fn serve(mut handle: GenetlinkHandle, mut queue: mpsc::UnboundedReceiver<Job>) {
+    while let Some(job) = queue.recv().await {
+        if job.answer.is_closed() {
+            // Nobody waits: a command given up before it was sent must not take effect later.
+            continue;
+        }
+        let answer = exchange(&mut handle, job.message).await;
+        // The caller may have given up while the driver was busy; it then looks at sysfs instead.
+        let _ = job.answer.send(answer);
+    }
+}
+
+async fn exchange(handle: &mut GenetlinkHandle, message: Message) -> Result<Vec<Attribute>, NetlinkError> {
+    let (command, index) = (message.command, index_of(&message));
+    let broken = |error: &dyn std::error::Error| NetlinkError::Broken(error.to_string());
+    match handle.resolve_family::<Message>().await {
+        Err(GenetlinkError::NetlinkError(error)) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            return Err(NetlinkError::NoFamily);
+        }
+        other => other.map_err(|error| broken(&error))?,
+    };
+    let mut request = NetlinkMessage::from(GenlMessage::from_payload(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let mut answers = handle.request(request).await.map_err(|error| broken(&error))?;
+    let mut attributes = Vec::new();
+    while let Some(answer) = answers.next().await {
+        match answer.map_err(|error| broken(&error))?.payload {
+            NetlinkPayload::InnerMessage(answer) => attributes.extend(answer.into_parts().1.attributes),
+            NetlinkPayload::Error(error) if error.code.is_some() => {
+                let errno = Errno::from_raw(-error.raw_code());
+                return Err(Refusal { command, index, errno }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(attributes)
+}
+
+fn index_of(message: &Message) -> Option<Index> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        Attribute::Index(number) => Index::new(*number).ok(),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connect_leaves_nothing_to_the_drivers_memory() {
+        let wish = Connect {
+            index: None,
+            size: 4096,
+            block_size: 512,
+            timeout: Duration::from_secs(10),
+            dead_connection_timeout: Duration::ZERO,
+            server_flags: 1,
+            backend: "x".into(),
+            sockets: Arc::new([]),
+        };
+        let sent = connect_attributes(&wish);
+        for always in [
+            Attribute::BlockSizeBytes(512),
+            Attribute::Timeout(10),
+            Attribute::DeadConnTimeout(0),
+            Attribute::ServerFlags(1),
+            Attribute::BackendIdentifier("x".into()),
+        ] {
+            assert!(sent.contains(&always), "{always:?}");
+        }
+        assert!(!sent.iter().any(|attribute| matches!(attribute, Attribute::Index(_))));
+        let named = Connect { index: Index::new(7).ok(), ..wish };
+        assert!(connect_attributes(&named).contains(&Attribute::Index(7)));
+    }
+
+    #[tokio::test]
+    async fn a_kernel_without_the_driver_or_with_it_answers_in_time() {
+        let client = Client::start().unwrap();
+        match client.status(Duration::from_secs(10)).await {
+            Ok(_) | Err(NetlinkError::NoFamily) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
