@@ -1,0 +1,245 @@
+//! Sockets as the kernel driver wants to inherit them.
+//!
+//! TCP without delay and with keepalive, so that a peer that vanished while the device was idle is
+//! noticed; Unix with a large send buffer; no receive timeout, which would kill an idle device;
+//! closed on exec. Name look-up and connecting share one deadline.
+
+use common::uri::Transport;
+use nix::sys::socket::{setsockopt, sockopt};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// A silent TCP peer is asked for a sign of life after this long …
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+/// … again after this long …
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
+/// … and given up after so many. Two minutes in all: nobody redials, so a short cut of the link
+/// must not cost an idle device. With requests in flight the driver's own timeout is what counts.
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// Room for several of the driver's requests: before Linux 6.13 it mishandles a send that a signal
+/// cuts short, which only happens when it has to wait for room.
+const UNIX_SEND_BUFFER_BYTES: usize = 4 << 20;
+
+/// Between two tries on a Unix socket whose queue is full, where there is nothing to poll for.
+const UNIX_RETRY: Duration = Duration::from_millis(50);
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name means nothing.
+    #[error("the host name {host:?} could not be resolved: {error}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// No address answered.
+    #[error("could not connect to {peer}: {}", worded(error))]
+    Connect {
+        /// The last address tried.
+        peer: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Too slow.
+    #[error("{peer} did not answer within {} s", .patience.as_secs())]
+    Deadline {
+        /// Who.
+        peer: String,
+        /// How long it had.
+        patience: Duration,
+    },
+    /// Refused by [`crate::config`] already.
+    #[error("the kernel's nbd driver takes only TCP and Unix sockets, no vsock")]
+    Vsock,
+}
+
+fn worded(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused (no server is listening there)".into(),
+        io::ErrorKind::NotFound => "there is no such socket (is the server running?)".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A connected stream of either kind.
+#[derive(Debug)]
+pub enum Link {
+    /// Over IP.
+    Tcp(TcpStream),
+    /// Over a path.
+    Unix(UnixStream),
+}
+
+/// What a handshake needs of a link.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+impl Link {
+    /// For the handshake.
+    pub fn stream(&mut self) -> &mut dyn Stream {
+        match self {
+            Link::Tcp(stream) => stream,
+            Link::Unix(stream) => stream,
+        }
+    }
+
+    /// For the kernel.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Link::Tcp(stream) => stream.into_std()?.into(),
+            Link::Unix(stream) => stream.into_std()?.into(),
+        })
+    }
+}
+
+/// Connects within `patience`.
+pub async fn dial(to: &Transport, patience: Duration) -> Result<Link, DialError> {
+    let until = Instant::now() + patience;
+    match to {
+        Transport::Tcp { host, port } => dial_tcp(host, *port, until, patience).await.map(Link::Tcp),
+        Transport::Unix { path } => dial_unix(path, until, patience).await.map(Link::Unix),
+        Transport::Vsock { .. } => Err(DialError::Vsock),
+    }
+}
+
+async fn dial_tcp(host: &str, port: u16, until: Instant, patience: Duration) -> Result<TcpStream, DialError> {
+    let resolve_error = |error| DialError::Resolve { host: host.to_owned(), error };
+    let too_slow = |peer: String| DialError::Deadline { peer, patience };
+    let found = timeout_at(until, tokio::net::lookup_host((host, port))).await;
+    let found = found.map_err(|_| too_slow(format!("the resolver, asked for {host:?},")))?;
+    let addresses: Vec<SocketAddr> = found.map_err(resolve_error)?.collect();
+    let nothing = io::Error::new(io::ErrorKind::NotFound, "no address");
+    let mut failure = resolve_error(nothing);
+    for (tried, address) in addresses.iter().enumerate() {
+        // An address that swallows packets must leave time for the ones after it.
+        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let share = Instant::now() + until.saturating_duration_since(Instant::now()) / left;
+        match timeout_at(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                let prepared = prepare_tcp(&stream);
+                return prepared
+                    .map(|()| stream)
+                    .map_err(|error| DialError::Connect { peer: address.to_string(), error });
+            }
+            Ok(Err(error)) => failure = DialError::Connect { peer: address.to_string(), error },
+            Err(_) => failure = too_slow(address.to_string()),
+        }
+    }
+    Err(failure)
+}
+
+fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
+    setsockopt(stream, sockopt::TcpNoDelay, &true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+async fn dial_unix(path: &PathBuf, until: Instant, patience: Duration) -> Result<UnixStream, DialError> {
+    let peer = || path.display().to_string();
+    loop {
+        match timeout_at(until, UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => {
+                enlarge_send_buffer(&stream, path);
+                return Ok(stream);
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                sleep(UNIX_RETRY).await;
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(DialError::Deadline { peer: peer(), patience });
+            }
+            Ok(Err(error)) => return Err(DialError::Connect { peer: peer(), error }),
+            Err(_) => return Err(DialError::Deadline { peer: peer(), patience }),
+        }
+    }
+}
+
+fn enlarge_send_buffer(stream: &UnixStream, path: &Path) {
+    // Forced past the system's limit where root may; the plain request is better than nothing.
+    let forced = setsockopt(stream, sockopt::SndBufForce, &UNIX_SEND_BUFFER_BYTES);
+    let result = forced.or_else(|_| setsockopt(stream, sockopt::SndBuf, &UNIX_SEND_BUFFER_BYTES));
+    if let Err(error) = result {
+        tracing::debug!("the send buffer of {} stays small: {error}", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use nix::sys::socket::getsockopt;
+    use nix::sys::time::TimeValLike;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn tcp(port: u16) -> Transport {
+        Transport::Tcp { host: "127.0.0.1".into(), port }
+    }
+
+    #[tokio::test]
+    async fn a_tcp_socket_is_as_the_kernel_needs_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let link = dial(&tcp(listener.local_addr().unwrap().port()), PATIENCE).await.unwrap();
+        let fd = link.into_fd().unwrap();
+        assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&fd, sockopt::ReceiveTimeout).unwrap().num_microseconds(), 0);
+        assert_eq!(getsockopt(&fd, sockopt::SendTimeout).unwrap().num_microseconds(), 0);
+        let flags = FdFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let fd = dial(&Transport::Unix { path }, PATIENCE).await.unwrap().into_fd().unwrap();
+        assert_eq!(getsockopt(&fd, sockopt::ReceiveTimeout).unwrap().num_microseconds(), 0);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said_plainly() {
+        let port = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let error = dial(&tcp(port), PATIENCE).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "could not connect to 127.0.0.1:{port}: connection refused (no server is listening there)"
+            )
+        );
+        let error = dial(&Transport::Unix { path: "/nonexistent/s".into() }, PATIENCE).await.unwrap_err();
+        assert!(error.to_string().contains("there is no such socket"), "{error}");
+        let nowhere = Transport::Tcp { host: "no such host".into(), port: 1 };
+        let error = dial(&nowhere, PATIENCE).await.unwrap_err();
+        assert!(error.to_string().contains("could not be resolved"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_ends_at_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let error = dial(&Transport::Unix { path }, Duration::from_millis(200)).await.unwrap_err();
+        assert!(matches!(error, DialError::Deadline { .. }), "{error}");
+    }
+}
