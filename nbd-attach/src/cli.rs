@@ -1,0 +1,117 @@
+//! What was typed. What it means is decided in [`crate::config`].
+
+use clap::{Args, Parser, Subcommand};
+
+/// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Tell more on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  nbd-attach attach nbd://server/disk              prints the device, for example /dev/nbd0
+  nbd-attach attach nbd+unix:///?socket=/run/nbd.sock --device /dev/nbd3
+  nbd-attach status
+  nbd-attach detach /dev/nbd0
+
+Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
+
+/// The three commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Connect to a server and attach its export as a block device
+    Attach(Attach),
+    /// Flush and detach a device that nothing uses any more
+    Detach(Detach),
+    /// Show the attached devices
+    Status(Status),
+}
+
+/// `nbd-attach attach`.
+#[derive(Debug, Args)]
+#[command(after_help = ATTACH_NOTES)]
+pub struct Attach {
+    /// nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    pub uri: String,
+    /// Attach as this device instead of any free one
+    #[arg(long, value_name = "/dev/nbdN")]
+    pub device: Option<String>,
+    /// Connections to open; the server must allow more than one
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub connections: usize,
+    /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever
+    #[arg(long, value_name = "S", default_value_t = 10)]
+    pub timeout: u64,
+    /// Seconds requests wait for a new connection once all are dead, before they fail
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub dead_connection_timeout: u64,
+    /// Block size of the device [default: 512, or the server's minimum where that is larger]
+    #[arg(long, value_name = "B")]
+    pub block_size: Option<u32>,
+    /// Make the device read-only, whatever the server allows
+    #[arg(long)]
+    pub read_only: bool,
+    /// Print a JSON object instead of the device's path
+    #[arg(long)]
+    pub json: bool,
+}
+
+const ATTACH_NOTES: &str = "\
+Nothing stays resident: once attached, the kernel holds the connections. When the server dies, a \
+request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
+With --timeout 0 such a request hangs for ever and so does whoever waits for it.
+--dead-connection-timeout only helps when something gives the device new connections; nothing does \
+by itself, so the default is not to wait.";
+
+/// `nbd-attach detach`.
+#[derive(Debug, Args)]
+#[command(after_help = DETACH_NOTES)]
+pub struct Detach {
+    /// The device
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
+    /// Detach even when in use, when it cannot be flushed, or when another tool attached it
+    #[arg(long)]
+    pub force: bool,
+}
+
+const DETACH_NOTES: &str = "\
+Without --force the device must be neither mounted, nor swapped to, nor held by another device or \
+program, and everything written must have reached the server. With --force data may be lost.";
+
+/// `nbd-attach status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Show only this device; fails when it is not attached
+    #[arg(value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_tells_the_defaults_and_why() {
+        let mut command = Cli::command();
+        let attach = command.find_subcommand_mut("attach").unwrap();
+        let help = attach.render_long_help().to_string();
+        assert!(help.contains("[default: 10]") && help.contains("Nothing stays resident"));
+    }
+}

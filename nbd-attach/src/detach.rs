@@ -1,0 +1,261 @@
+//! `nbd-attach detach`: only a device that nothing uses, only after what was written has reached
+//! the server, and only the attachment that was looked at.
+//!
+//! The device is held open exclusively meanwhile, so that nobody mounts it in between; this also
+//! finds users that this mount namespace does not see.
+
+use crate::bounded::{TooSlow, bounded};
+use crate::config::{DetachConfig, Insistence};
+use crate::device::Index;
+use crate::driver::{self, DriverError};
+use crate::host::Host;
+use crate::identifier;
+use crate::netlink::client::NetlinkError;
+use crate::sysfs::DeviceDir;
+use crate::usage::{Use, uses_of};
+use nix::libc::{EBUSY, O_EXCL};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Opening waits for a partition scan at most.
+const OPEN_PATIENCE: Duration = Duration::from_secs(15);
+/// A server may have gigabytes of ours to put on its disk.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
+/// On top of the request timeout, which is what ends the driver's own waiting.
+const DISCONNECT_SLACK: Duration = Duration::from_secs(20);
+/// After DISCONNECT the device lives until the last program closes it, udev among them.
+const GONE_PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// The device is free again.
+    Gone,
+    /// Disconnected, but its users still have it open; it is free once they close it.
+    Lingering,
+}
+
+/// Why the device is still attached.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// No right to.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// Nothing to detach.
+    #[error("{0} is not attached")]
+    NotAttached(Index),
+    /// Not one of ours.
+    #[error("{device} was attached by another tool ({}); --force detaches it all the same", owner(.backend.as_deref()))]
+    Foreign {
+        /// Which.
+        device: Index,
+        /// Its identifier, if it has one.
+        backend: Option<String>,
+    },
+    /// Known users.
+    #[error("{device} is in use: {}; --force detaches it all the same", listed(.uses))]
+    InUse {
+        /// Which.
+        device: Index,
+        /// By whom.
+        uses: Vec<Use>,
+    },
+    /// Unknown users.
+    #[error(
+        "{0} is in use by a program or in another mount namespace (see `fuser -v {0}`); --force detaches it all the same"
+    )]
+    Held(Index),
+    /// The server has not got everything.
+    #[error(
+        "{device} could not be flushed ({error}); --force detaches it all the same and may lose what was written"
+    )]
+    Flush {
+        /// Which.
+        device: Index,
+        /// Why.
+        error: FlushError,
+    },
+    /// It was detached and attached again by others meanwhile.
+    #[error("{0} changed hands meanwhile; nothing was done")]
+    Changed(Index),
+    /// The driver would not.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The driver waits for the server.
+    #[error(
+        "the driver did not let go of {0} in time: its server is connected but reads nothing; it ends when the server or the connection does"
+    )]
+    Stuck(Index),
+    /// sysfs is not what it should be.
+    #[error("looking at the device failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why written data may not have reached the server.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    /// It said so.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It says nothing.
+    #[error("the server gave {0}")]
+    Silent(#[from] TooSlow),
+}
+
+fn owner(backend: Option<&str>) -> String {
+    backend.map_or_else(|| "it left no identifier".into(), |backend| format!("its identifier is {backend:?}"))
+}
+
+fn listed(uses: &[Use]) -> String {
+    uses.iter().map(Use::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Detaches, or says why not.
+pub async fn detach(config: &DetachConfig, host: &Host) -> Result<Detached, DetachError> {
+    driver::check_privilege()?;
+    let device = host.sysfs.device(config.device);
+    if !device.attached() {
+        return Err(DetachError::NotAttached(config.device));
+    }
+    let insist = config.insistence;
+    let backend = device.backend();
+    if backend.as_deref().and_then(identifier::uri_of).is_none() {
+        let foreign = DetachError::Foreign { device: config.device, backend: backend.clone() };
+        object(insist, foreign)?;
+    }
+    let uses = uses_of(&device)?;
+    if !uses.is_empty() {
+        object(insist, DetachError::InUse { device: config.device, uses: uses.clone() })?;
+    }
+    let held = hold(&device, insist).await?;
+    flush(&device, insist, &uses, held.as_ref()).await?;
+    if device.backend() != backend {
+        return Err(DetachError::Changed(config.device));
+    }
+    disconnect(&device, host).await?;
+    drop(held);
+    wait_until_gone(&device, backend.as_deref(), &uses).await
+}
+
+/// An objection ends the command, unless the user insists; then it is a warning.
+fn object(insist: Insistence, objection: DetachError) -> Result<(), DetachError> {
+    match insist {
+        Insistence::Refuse => Err(objection),
+        Insistence::Force => {
+            tracing::warn!(
+                "--force: {}",
+                objection.to_string().replace("--force detaches it all the same", "forced")
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Opens the device exclusively. For reading only: closing a device that was open for writing
+/// makes udev open it, which would keep it busy.
+async fn hold(device: &DeviceDir, insist: Insistence) -> Result<Option<File>, DetachError> {
+    let node = device.index.node();
+    let open = move |flags| OpenOptions::new().read(true).custom_flags(flags).open(node);
+    let opened = {
+        let open = open.clone();
+        bounded(OPEN_PATIENCE, move || open(O_EXCL)).await
+    };
+    let objection = match opened {
+        Ok(Ok(file)) => return Ok(Some(file)),
+        Ok(Err(error)) if error.raw_os_error() == Some(EBUSY) => {
+            object(insist, DetachError::Held(device.index))?;
+            return Ok(bounded(OPEN_PATIENCE, move || open(0)).await.ok().and_then(Result::ok));
+        }
+        Ok(Err(error)) => FlushError::Io(error),
+        Err(slow) => FlushError::Silent(slow),
+    };
+    object(insist, DetachError::Flush { device: device.index, error: objection })?;
+    Ok(None)
+}
+
+async fn flush(
+    device: &DeviceDir,
+    insist: Insistence,
+    uses: &[Use],
+    held: Option<&File>,
+) -> Result<(), DetachError> {
+    let Some(file) = held else { return Ok(()) };
+    let file = file.try_clone()?;
+    let mounts = uses.iter().filter_map(|used| match used {
+        Use::Mount(point) => Some(point.clone()),
+        Use::Swap(_) | Use::Holder(_) => None,
+    });
+    let mounts: Vec<PathBuf> = mounts.collect();
+    let flushed = bounded(FLUSH_PATIENCE, move || {
+        mounts.iter().try_for_each(|point| sync_file_system(point))?;
+        file.sync_all()
+    });
+    let error = match flushed.await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => FlushError::Io(error),
+        Err(slow) => FlushError::Silent(slow),
+    };
+    object(insist, DetachError::Flush { device: device.index, error })
+}
+
+fn sync_file_system(mounted_on: &Path) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(mounted_on)?)?)
+}
+
+async fn disconnect(device: &DeviceDir, host: &Host) -> Result<(), DetachError> {
+    let request_timeout = Duration::from_millis(device.number("queue/io_timeout").unwrap_or(0));
+    match host.netlink.disconnect(device.index, request_timeout + DISCONNECT_SLACK).await {
+        Err(NetlinkError::Deadline(_)) => Err(DetachError::Stuck(device.index)),
+        other => Ok(other?),
+    }
+}
+
+async fn wait_until_gone(
+    device: &DeviceDir,
+    backend: Option<&str>,
+    uses: &[Use],
+) -> Result<Detached, DetachError> {
+    let is_ours = || device.attached() && device.backend().as_deref() == backend;
+    // What is mounted keeps the device open for as long as it likes.
+    let patience = if uses.is_empty() { GONE_PATIENCE } else { Duration::ZERO };
+    let until = Instant::now() + patience;
+    while is_ours() {
+        if Instant::now() >= until {
+            return Ok(Detached::Lingering);
+        }
+        sleep(POLL).await;
+    }
+    Ok(Detached::Gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_use() -> DetachError {
+        let uses = vec![Use::Mount("/mnt".into()), Use::Holder("dm-0".into())];
+        DetachError::InUse { device: Index::new(0).unwrap(), uses }
+    }
+
+    #[test]
+    fn objections_name_the_users_and_the_way_out() {
+        let text = in_use().to_string();
+        assert_eq!(
+            text,
+            "/dev/nbd0 is in use: mounted on /mnt, held by /dev/dm-0; --force detaches it all the same"
+        );
+        let foreign = DetachError::Foreign { device: Index::new(0).unwrap(), backend: None };
+        assert!(foreign.to_string().contains("another tool (it left no identifier)"));
+    }
+
+    #[test]
+    fn only_insisting_overrules_an_objection() {
+        assert!(object(Insistence::Refuse, in_use()).is_err());
+        assert!(object(Insistence::Force, in_use()).is_ok());
+    }
+}

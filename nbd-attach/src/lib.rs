@@ -1,0 +1,29 @@
+//! Attaches NBD exports to the Linux nbd driver.
+//!
+//! ```text
+//!  main ─▶ cli ─▶ config ─▶ attach ─▶ { driver, dial ─▶ negotiate, attach/{geometry, claim, settle, undo} }
+//!                        ─▶ detach ─▶ { usage, bounded }
+//!                        ─▶ status
+//!                 all of them on a host: { netlink, sysfs }
+//! ```
+//!
+//! The handshake runs on sockets of our own; generic netlink hands them to the kernel, which then
+//! talks to the server itself. What the driver does with them, and what it does not tell, decides
+//! most of the code here: see [`attach`] and [`detach`].
+
+pub mod attach;
+pub mod bounded;
+pub mod cli;
+pub mod config;
+pub mod detach;
+pub mod device;
+pub mod dial;
+pub mod driver;
+pub mod host;
+pub mod identifier;
+pub mod interrupt;
+pub mod negotiate;
+pub mod netlink;
+pub mod status;
+pub mod sysfs;
+pub mod usage;
