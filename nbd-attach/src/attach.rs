@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::identifier;
 use crate::interrupt::Interrupt;
 use crate::negotiate::{NegotiateError, negotiate};
-use crate::netlink::client::Connect;
+use crate::netlink::client::{Connect, NetlinkError};
 use claim::{ClaimError, claim};
 use common::handshake::Export;
 use common::proto::TransmissionFlags;
@@ -113,6 +113,16 @@ pub enum AttachError {
     Io(#[from] io::Error),
 }
 
+impl AttachError {
+    /// Whether another device might have done.
+    fn is_about_choice(&self) -> bool {
+        matches!(
+            self,
+            AttachError::Claim(ClaimError::Taken { .. } | ClaimError::Netlink(NetlinkError::Refused(_)))
+        )
+    }
+}
+
 /// Attaches, prints the result to `out`, and leaves nothing behind when any of it fails.
 pub async fn attach(
     config: &AttachConfig,
@@ -141,14 +151,12 @@ pub async fn attach(
                     .map_err(|undo| AttachError::Undo { cause: cause(), undo })?;
                 device = Some(index);
             }
-            // Somebody else was faster with the device made anew; any other will do.
-            Err(AttachError::Claim(ClaimError::Taken { .. })) if config.device.is_none() => device = None,
-            Err(cause) => {
-                return Err(match attempt.undo(host).await {
-                    Ok(()) => cause,
-                    Err(undo) => AttachError::Undo { cause: Box::new(cause), undo },
-                });
-            }
+            Err(cause) => match attempt.undo(host).await {
+                // Somebody else was faster with the device made anew; any other will do.
+                Ok(()) if device != config.device && cause.is_about_choice() => device = config.device,
+                Ok(()) => return Err(cause),
+                Err(undo) => return Err(AttachError::Undo { cause: Box::new(cause), undo }),
+            },
         }
     }
     Err(AttachError::Stale)

@@ -66,6 +66,7 @@ pub struct Attach {
 const ATTACH_NOTES: &str = "\
 Nothing stays resident: once attached, the kernel holds the connections. When the server dies, a \
 request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
+A server that needs longer than that for one request, a large flush for example, is taken for dead. \
 With --timeout 0 such a request hangs for ever and so does whoever waits for it.
 --dead-connection-timeout only helps when something gives the device new connections; nothing does \
 by itself, so the default is not to wait.";
@@ -83,8 +84,8 @@ pub struct Detach {
 }
 
 const DETACH_NOTES: &str = "\
-Without --force the device must be neither mounted, nor swapped to, nor held by another device or \
-program, and everything written must have reached the server. With --force data may be lost.";
+Without --force the device must be neither mounted, nor swapped to, nor held by another device, \
+nor open in a program, and everything written must have reached the server. With --force data may be lost.";
 
 /// `nbd-attach status`.
 #[derive(Debug, Args)]

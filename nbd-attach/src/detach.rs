@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
+/// How long a program may have the device open without being one of its users.
+const GLANCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Opening waits for a partition scan at most.
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
 /// A server may have gigabytes of ours to put on its disk.
@@ -66,9 +68,7 @@ pub enum DetachError {
         uses: Vec<Use>,
     },
     /// Unknown users.
-    #[error(
-        "{0} is in use by a program or in another mount namespace (see `fuser -v {0}`); --force detaches it all the same"
-    )]
+    #[error("{0} is in use in another mount namespace or container; --force detaches it all the same")]
     Held(Index),
     /// The server has not got everything.
     #[error(
@@ -128,11 +128,11 @@ pub async fn detach(config: &DetachConfig, host: &Host) -> Result<Detached, Deta
         let foreign = DetachError::Foreign { device: config.device, backend: backend.clone() };
         object(insist, foreign)?;
     }
-    let uses = uses_of(&device)?;
+    let uses = lasting_uses(&device).await?;
     if !uses.is_empty() {
         object(insist, DetachError::InUse { device: config.device, uses: uses.clone() })?;
     }
-    let held = hold(&device, insist).await?;
+    let held = hold(&device, insist, &uses).await?;
     flush(&device, insist, &uses, held.as_ref()).await?;
     if device.backend() != backend {
         return Err(DetachError::Changed(config.device));
@@ -156,9 +156,22 @@ fn object(insist: Insistence, objection: DetachError) -> Result<(), DetachError>
     }
 }
 
+/// What uses the device, but for programs that only took a look, as udev does.
+async fn lasting_uses(device: &DeviceDir) -> Result<Vec<Use>, DetachError> {
+    let until = Instant::now() + GLANCE_PATIENCE;
+    loop {
+        let uses = uses_of(device)?;
+        let mut programs = uses.iter().map(|used| matches!(used, Use::Program { .. }));
+        if uses.is_empty() || !programs.all(|is_program| is_program) || Instant::now() > until {
+            return Ok(uses);
+        }
+        sleep(POLL).await;
+    }
+}
+
 /// Opens the device exclusively. For reading only: closing a device that was open for writing
 /// makes udev open it, which would keep it busy.
-async fn hold(device: &DeviceDir, insist: Insistence) -> Result<Option<File>, DetachError> {
+async fn hold(device: &DeviceDir, insist: Insistence, uses: &[Use]) -> Result<Option<File>, DetachError> {
     let node = device.index.node();
     let open = move |flags| OpenOptions::new().read(true).custom_flags(flags).open(node);
     let opened = {
@@ -168,7 +181,9 @@ async fn hold(device: &DeviceDir, insist: Insistence) -> Result<Option<File>, De
     let objection = match opened {
         Ok(Ok(file)) => return Ok(Some(file)),
         Ok(Err(error)) if error.raw_os_error() == Some(EBUSY) => {
-            object(insist, DetachError::Held(device.index))?;
+            if uses.is_empty() {
+                object(insist, DetachError::Held(device.index))?;
+            }
             return Ok(bounded(OPEN_PATIENCE, move || open(0)).await.ok().and_then(Result::ok));
         }
         Ok(Err(error)) => FlushError::Io(error),
@@ -188,7 +203,7 @@ async fn flush(
     let file = file.try_clone()?;
     let mounts = uses.iter().filter_map(|used| match used {
         Use::Mount(point) => Some(point.clone()),
-        Use::Swap(_) | Use::Holder(_) => None,
+        Use::Swap(_) | Use::Holder(_) | Use::Program { .. } => None,
     });
     let mounts: Vec<PathBuf> = mounts.collect();
     let flushed = bounded(FLUSH_PATIENCE, move || {

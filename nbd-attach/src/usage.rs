@@ -1,8 +1,8 @@
-//! Who uses a device: mounts, swap areas and block devices stacked on top of it.
+//! Who uses a device: mounts, swap areas, block devices stacked on top of it, programs.
 //!
 //! Mounts are found by device number and, because btrfs mounts carry a number of their own, by
-//! the source's name as well. Other mount namespaces are not visible here; opening the device
-//! exclusively (see [`crate::detach`]) finds those.
+//! the source's name as well; other mount namespaces are not visible here. Programs are found by
+//! their open files, as far as this process may look.
 
 use crate::sysfs::{DeviceDir, DeviceNumber, Part};
 use std::fmt;
@@ -20,6 +20,13 @@ pub enum Use {
     Swap(String),
     /// Another block device lies on it.
     Holder(String),
+    /// A program has it open, as virtual machines do.
+    Program {
+        /// Which.
+        pid: u32,
+        /// Its name.
+        name: String,
+    },
 }
 
 impl fmt::Display for Use {
@@ -28,6 +35,7 @@ impl fmt::Display for Use {
             Use::Mount(point) => write!(f, "mounted on {}", point.display()),
             Use::Swap(device) => write!(f, "used as swap ({device})"),
             Use::Holder(name) => write!(f, "held by /dev/{name}"),
+            Use::Program { pid, name } => write!(f, "open in {name} (pid {pid})"),
         }
     }
 }
@@ -40,7 +48,26 @@ pub fn uses_of(device: &DeviceDir) -> io::Result<Vec<Use>> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let swaps = swaps_of(&parts, &swaps);
     let holders = device.holders()?.into_iter().map(Use::Holder);
-    Ok(mounts.into_iter().chain(swaps).chain(holders).collect())
+    let programs = programs_of(&parts, Path::new("/proc"));
+    Ok(mounts.into_iter().chain(swaps).chain(holders).chain(programs).collect())
+}
+
+/// Reads links instead of opening what they lead to, which might hang.
+fn programs_of(parts: &[Part], proc: &Path) -> Vec<Use> {
+    let nodes: Vec<PathBuf> = parts.iter().map(|part| Path::new("/dev").join(&part.name)).collect();
+    let is_node = |file: fs::DirEntry| fs::read_link(file.path()).is_ok_and(|target| nodes.contains(&target));
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| *pid != std::process::id());
+    let users = others.filter(|pid| {
+        let files = fs::read_dir(proc.join(pid.to_string()).join("fd"));
+        files.into_iter().flatten().flatten().any(is_node)
+    });
+    let named = users.map(|pid| {
+        let name = fs::read_to_string(proc.join(pid.to_string()).join("comm")).unwrap_or_default();
+        Use::Program { pid, name: name.trim_end().to_owned() }
+    });
+    named.collect()
 }
 
 fn mounts_of(parts: &[Part], mountinfo: &str) -> Vec<Use> {
@@ -141,6 +168,20 @@ mod tests {
         let swaps = "Filename\t\t\t\tType\t\tSize\n/dev/nbd0p2   partition 1 0 -2\n/swapfile file 1 0 -3\n";
         assert_eq!(swaps_of(&parts(), swaps), [Use::Swap("/dev/nbd0p2".into())]);
         assert_eq!(swaps_of(&parts(), ""), []);
+    }
+
+    #[test]
+    fn programs_are_found_by_their_open_files() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, target) in [("71", "/dev/nbd0p1"), ("72", "/dev/nbd1"), ("self", "/dev/nbd0")] {
+            let files = proc.path().join(pid).join("fd");
+            fs::create_dir_all(&files).unwrap();
+            fs::write(proc.path().join(pid).join("comm"), "qemu\n").unwrap();
+            std::os::unix::fs::symlink(target, files.join("3")).unwrap();
+        }
+        let found = programs_of(&parts(), proc.path());
+        assert_eq!(found, [Use::Program { pid: 71, name: "qemu".into() }]);
+        assert_eq!(found[0].to_string(), "open in qemu (pid 71)");
     }
 
     #[test]

@@ -25,12 +25,18 @@ const PROBE_SLACK: Duration = Duration::from_secs(5);
 const PROBE_PATIENCE_MIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Limits that must be zero unless the server offers the command; 6.12 forgets to reset the first.
+const GRANTED: [(&str, TransmissionFlags); 2] = [
+    ("queue/write_zeroes_max_bytes", TransmissionFlags::SEND_WRITE_ZEROES),
+    ("queue/discard_max_bytes", TransmissionFlags::SEND_TRIM),
+];
+
 /// How the device turned out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Ready for use.
     Usable,
-    /// It believes that the server can write zeroes, because its last one could.
+    /// It believes that the server can do something that only its last one could.
     Stale,
 }
 
@@ -80,9 +86,10 @@ pub async fn settle(
     geometry: &Geometry,
     timeout: Duration,
 ) -> Result<Verdict, SettleError> {
-    let zeroes: u64 = device.number("queue/write_zeroes_max_bytes")?;
-    if zeroes > 0 && !geometry.flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
-        return Ok(Verdict::Stale);
+    for (limit, needs) in GRANTED {
+        if device.number::<u64>(limit)? > 0 && !geometry.flags.contains(needs) {
+            return Ok(Verdict::Stale);
+        }
     }
     fit_rotation(device, geometry);
     fit_request_size(device, geometry)?;
