@@ -1,5 +1,7 @@
 //! What was typed. What it means is decided in [`crate::config`].
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 /// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
@@ -23,7 +25,7 @@ Examples:
 
 Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
 
-/// The three commands.
+/// The three commands, and a fourth for the second's own use.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Connect to a server and attach its export as a block device
@@ -32,6 +34,12 @@ pub enum Command {
     Detach(Detach),
     /// Show the attached devices
     Status(Status),
+    /// What detach has another process do
+    #[command(hide = true)]
+    Flush {
+        /// A device, or any file of a file system
+        files: Vec<PathBuf>,
+    },
 }
 
 /// `nbd-attach attach`.

@@ -13,11 +13,12 @@ use crate::identifier;
 use crate::netlink::client::NetlinkError;
 use crate::sysfs::DeviceDir;
 use crate::usage::{Use, uses_of};
-use nix::libc::{EBUSY, O_EXCL};
+use nix::libc::{EBUSY, EIO, O_EXCL};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -27,6 +28,8 @@ const GLANCE_PATIENCE: Duration = Duration::from_secs(1);
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
 /// A server may have gigabytes of ours to put on its disk.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
+/// Who insists has given up on a server that takes longer than this.
+const FORCED_FLUSH_PATIENCE: Duration = Duration::from_secs(30);
 /// On top of the request timeout, which is what ends the driver's own waiting.
 const DISCONNECT_SLACK: Duration = Duration::from_secs(20);
 /// After DISCONNECT the device lives until the last program closes it, udev among them.
@@ -199,17 +202,20 @@ async fn flush(
     uses: &[Use],
     held: Option<&File>,
 ) -> Result<(), DetachError> {
-    let Some(file) = held else { return Ok(()) };
-    let file = file.try_clone()?;
+    if held.is_none() {
+        // It could not even be opened.
+        return Ok(());
+    }
     let mounts = uses.iter().filter_map(|used| match used {
         Use::Mount(point) => Some(point.clone()),
         Use::Swap(_) | Use::Holder(_) | Use::Program { .. } => None,
     });
-    let mounts: Vec<PathBuf> = mounts.collect();
-    let flushed = bounded(FLUSH_PATIENCE, move || {
-        mounts.iter().try_for_each(|point| sync_file_system(point))?;
-        file.sync_all()
-    });
+    let files: Vec<PathBuf> = mounts.chain([device.index.node()]).collect();
+    let patience = match insist {
+        Insistence::Refuse => FLUSH_PATIENCE,
+        Insistence::Force => FORCED_FLUSH_PATIENCE,
+    };
+    let flushed = bounded(patience, move || flush_in_child(&files));
     let error = match flushed.await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => FlushError::Io(error),
@@ -218,8 +224,30 @@ async fn flush(
     object(insist, DetachError::Flush { device: device.index, error })
 }
 
-fn sync_file_system(mounted_on: &Path) -> io::Result<()> {
-    Ok(nix::unistd::syncfs(File::open(mounted_on)?)?)
+/// A process that waits for a dead server cannot end, so the waiting is left to another one.
+fn flush_in_child(files: &[PathBuf]) -> io::Result<()> {
+    let mut child = Command::new("/proc/self/exe");
+    child.arg("flush").args(files).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match child.status()?.code() {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("the process that flushed it was killed")),
+    }
+}
+
+/// What that process does: flushes devices, and file systems by any file on them. Its exit code is
+/// the error number.
+pub fn flush_files(files: &[PathBuf]) -> i32 {
+    let flush_one = |path: &PathBuf| {
+        let file = File::open(path)?;
+        if file.metadata()?.file_type().is_block_device() {
+            file.sync_all()
+        } else {
+            Ok(nix::unistd::syncfs(file)?)
+        }
+    };
+    let flushed: io::Result<()> = files.iter().try_for_each(flush_one);
+    flushed.map_or_else(|error| error.raw_os_error().unwrap_or(EIO), |()| 0)
 }
 
 async fn disconnect(device: &DeviceDir, host: &Host) -> Result<(), DetachError> {

@@ -5,7 +5,7 @@ use clap::Parser;
 use nbd_attach::attach::attach;
 use nbd_attach::cli::{Cli, Command};
 use nbd_attach::config::{AttachConfig, DetachConfig, StatusConfig};
-use nbd_attach::detach::{Detached, detach};
+use nbd_attach::detach::{Detached, detach, flush_files};
 use nbd_attach::host::{self, Host};
 use nbd_attach::interrupt::Interrupt;
 use nbd_attach::status::{human_size, status};
@@ -14,6 +14,9 @@ use tracing::Level;
 
 fn main() {
     let cli = Cli::parse();
+    if let Command::Flush { files } = &cli.command {
+        std::process::exit(flush_files(files));
+    }
     let level = [Level::INFO, Level::DEBUG, Level::TRACE][usize::from(cli.verbose.min(2))];
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -62,6 +65,7 @@ async fn perform(command: &Command) -> Result<()> {
         Command::Status(typed) => {
             status(&StatusConfig::new(typed)?, &Host::system()?, &mut stdout()).await?;
         }
+        Command::Flush { .. } => unreachable!("done before any runtime exists"),
     }
     Ok(())
 }
