@@ -46,7 +46,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = ATTACH_NOTES)]
 pub struct Attach {
-    /// nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
     pub uri: String,
     /// Attach as this device instead of any free one
     #[arg(long, value_name = "/dev/nbdN")]
@@ -60,7 +60,7 @@ pub struct Attach {
     /// Seconds requests wait for a new connection once all are dead, before they fail
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub dead_connection_timeout: u64,
-    /// Block size of the device [default: 512, or the server's minimum where that is larger]
+    /// Block size of the device; 512 unless given, or the server's minimum where that is larger
     #[arg(long, value_name = "B")]
     pub block_size: Option<u32>,
     /// Make the device read-only, whatever the server allows

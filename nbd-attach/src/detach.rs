@@ -226,7 +226,9 @@ async fn flush(
 
 /// A process that waits for a dead server cannot end, so the waiting is left to another one.
 fn flush_in_child(files: &[PathBuf]) -> io::Result<()> {
-    let mut child = Command::new("/proc/self/exe");
+    // By its own name, which users of the device are listed by; by the link where that is gone.
+    let named = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut child = Command::new(named.unwrap_or_else(|| "/proc/self/exe".into()));
     child.arg("flush").args(files).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     match child.status()?.code() {
         Some(0) => Ok(()),
