@@ -1,1 +1,53 @@
-//! Test support.
+//! Drives the real binaries with real clients, process by process.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`server`] | starts `nbd-server`, keeps its log, signals it and waits for it |
+//! | [`client`] | a raw client that can say anything, also what no decent client would |
+//! | [`haggle`] | the negotiation, option by option |
+//! | [`disk`] | files to serve, and what became of them |
+//! | [`tool`] | finds external tools, runs them with a deadline, and says what was skipped |
+//! | [`trace`] | what the server did in which order, as `strace` saw it |
+//! | [`model`] | seeded randomness and the memory a disk is compared with |
+//! | [`tidy`] | the rules of the house, checked on source text |
+//!
+//! No product binary is linked: what is tested is what is shipped. The one crate of ours that is
+//! used is `common`, the protocol.
+
+pub mod client;
+pub mod disk;
+pub mod haggle;
+pub mod model;
+pub mod server;
+pub mod tidy;
+pub mod tool;
+pub mod trace;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test calls it hung. Far above what a slow machine needs.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks again and again until there is something to see.
+///
+/// # Panics
+/// When there is nothing within [`PATIENCE`].
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    wait_for(what, || holds().then_some(()));
+}

@@ -1,0 +1,97 @@
+//! External tools: found, run with a deadline, and when missing, skipped where everybody sees it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a tool may run.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The tool's path, or `None` after saying aloud that the running test is skipped. With
+/// `NBD_TESTS_STRICT=1` a missing tool is a failure.
+#[must_use]
+pub fn find(tool: &str, package: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].into_iter().map(PathBuf::from);
+    let found = std::env::split_paths(&path).chain(usual).map(|dir| dir.join(tool)).find(|it| it.is_file());
+    if found.is_none() {
+        skip(&format!("needs {tool} (package {package}); run cargo xtask install"));
+    }
+    found
+}
+
+/// Says aloud that the running test is skipped, past the capture of a test's output.
+///
+/// # Panics
+/// With `NBD_TESTS_STRICT=1`.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("a test"));
+    assert!(std::env::var_os("NBD_TESTS_STRICT").is_none_or(|strict| strict != "1"), "{line}");
+    let _nobody_may_read = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// How a tool ended.
+#[derive(Debug)]
+pub struct Done {
+    /// How.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Runs a tool to its end, whatever that is.
+///
+/// # Panics
+/// When it cannot be started or does not end.
+pub fn run<S: AsRef<OsStr>>(tool: &Path, args: &[S]) -> Done {
+    let file = || tempfile::tempfile().expect("a temporary file can be made");
+    let (mut stdout, mut stderr) = (file(), file());
+    let hand = |file: &File| Stdio::from(file.try_clone().expect("a descriptor can be copied"));
+    let mut child = Command::new(tool)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(hand(&stdout))
+        .stderr(hand(&stderr))
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", tool.display()));
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it is our child") {
+            break Some(status);
+        }
+        if started.elapsed() > PATIENCE {
+            let _may_have_ended = child.kill();
+            let _killed = child.wait();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let (stdout, stderr) = (text(&mut stdout), text(&mut stderr));
+    let Some(status) = status else {
+        panic!("{} did not end within {PATIENCE:?}:\n{stdout}\n{stderr}", tool.display());
+    };
+    Done { status, stdout, stderr }
+}
+
+/// Runs a tool that must succeed; returns its standard output.
+///
+/// # Panics
+/// When it fails.
+pub fn succeed<S: AsRef<OsStr> + std::fmt::Debug>(tool: &Path, args: &[S]) -> String {
+    let done = run(tool, args);
+    let tool = tool.display();
+    assert!(done.status.success(), "{tool} {args:?}: {}\n{}\n{}", done.status, done.stdout, done.stderr);
+    done.stdout
+}
+
+fn text(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("a temporary file can be read");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
