@@ -1,6 +1,6 @@
 //! External tools: found, run with a deadline, and when missing, skipped where everybody sees it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,19 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// `NBD_TESTS_STRICT=1` a missing tool is a failure.
 #[must_use]
 pub fn find(tool: &str, package: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].into_iter().map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(usual).map(|dir| dir.join(tool)).find(|it| it.is_file());
+    let found = std::env::split_paths(&path()).map(|dir| dir.join(tool)).find(|it| it.is_file());
     if found.is_none() {
         skip(&format!("needs {tool} (package {package}); run cargo xtask install"));
     }
     found
+}
+
+/// The system's own directories first: `nbdsh` is a script that runs the first `python3` it finds,
+/// and only the system's has the module it needs.
+fn path() -> OsString {
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].into_iter().map(PathBuf::from);
+    std::env::join_paths(system.chain(std::env::split_paths(&own))).expect("PATH was split at its colons")
 }
 
 /// Says aloud that the running test is skipped, past the capture of a test's output.
@@ -55,6 +61,7 @@ pub fn run<S: AsRef<OsStr>>(tool: &Path, args: &[S]) -> Done {
     let hand = |file: &File| Stdio::from(file.try_clone().expect("a descriptor can be copied"));
     let mut child = Command::new(tool)
         .args(args)
+        .env("PATH", path())
         .stdin(Stdio::null())
         .stdout(hand(&stdout))
         .stderr(hand(&stderr))
