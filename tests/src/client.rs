@@ -173,6 +173,11 @@ impl Client {
         Client::try_connect(to, "").expect("the server takes a connection")
     }
 
+    /// Counts cookies from here, so that requests of several clients can be told apart.
+    pub fn cookies_from(&mut self, first: u64) {
+        self.next_cookie = first;
+    }
+
     /// Appends a request to `out`, to be sent by the caller; returns its cookie.
     pub fn encode(
         &mut self,

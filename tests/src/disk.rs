@@ -62,8 +62,8 @@ impl Disk {
     }
 }
 
-/// Bytes that differ from place to place, so that data in a wrong place is noticed.
+/// Bytes that differ from place to place, so that data in a wrong place is noticed; none is zero.
 #[must_use]
 pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|place| seed ^ (place ^ place >> 8 ^ place >> 16).to_le_bytes()[0] | 1).collect()
+    (0..len).map(|place| (seed ^ (place ^ place >> 8 ^ place >> 16).to_le_bytes()[0]).max(1)).collect()
 }

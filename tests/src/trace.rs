@@ -1,1 +1,228 @@
-//! stub
+//! What the server did in which order, as `strace` saw it.
+//!
+//! The log of `strace -f -xx` becomes a list of [`Event`]s: requests received, replies sent, and
+//! operations on the disk, each with the moment it began and the moment it ended. The moments are
+//! line numbers: what ended on an earlier line than another thing began was over before it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::command::RequestHeader;
+use common::proto::REQUEST_HEADER_LEN;
+use common::reply::SimpleReply;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::server::{Builder, Server};
+use crate::{tool, wait_until};
+
+/// The system calls that say something about durability, and those that faults are injected into.
+const CALLS: &str = "trace=pwrite64,pwritev,pwritev2,fdatasync,fsync,fallocate,sendmsg,writev,sendto,write,\
+                     preadv2,pread64,read,readv,recvfrom,recvmsg";
+
+/// A server under `strace`.
+pub struct Traced {
+    /// The server.
+    pub server: Server,
+    log: PathBuf,
+}
+
+/// Starts a server under `strace`, which may inject faults (`-e inject=…`); `None` when there is
+/// no `strace`. The log is put into `dir`.
+#[must_use]
+pub fn start(builder: Builder, dir: &Path, inject: &[&str]) -> Option<Traced> {
+    let strace = tool::find("strace", "strace")?;
+    let log = dir.join("strace");
+    // -D: the tracer is a grandchild, so that the process id stays the server's. -I2: it can be
+    // told to let go, which it otherwise cannot when it writes to a file.
+    let mut words = vec![strace.into_os_string(), "-D".into(), "-f".into(), "-xx".into(), "-s".into()];
+    words.extend(["4096".into(), "-I2".into(), "-o".into(), log.clone().into_os_string()]);
+    words.extend(["-e".into(), CALLS.into(), "-e".into(), "signal=none".into()]);
+    words.extend(inject.iter().flat_map(|what| ["-e".into(), format!("inject={what}").into()]));
+    Some(Traced { server: builder.under(words).start(), log })
+}
+
+impl Traced {
+    /// Takes the tracer away and with it its faults; the server runs on.
+    pub fn release(&self) {
+        let tracer = || i32::try_from(self.server.status("TracerPid")).expect("process ids are small");
+        kill(Pid::from_raw(tracer()), Signal::SIGTERM).expect("strace is there");
+        wait_until("strace to let go", || tracer() == 0);
+    }
+
+    /// What happened up to the server's end.
+    #[must_use]
+    pub fn finish(self) -> Trace {
+        let end = format!("{} +++ exited with", self.server.pid());
+        let exit = self.server.terminate();
+        assert_eq!(exit.code, Some(0), "{}", exit.log);
+        // The tracer writes its last lines after the server has ended.
+        let read = || fs::read_to_string(&self.log).expect("strace writes a log");
+        wait_until("the end of the trace", || read().lines().any(|line| line.starts_with(&end)));
+        Trace::parse(&read())
+    }
+}
+
+/// What an event was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A request with this cookie was received; its payload may come later.
+    Request(u64),
+    /// A reply to this cookie was sent, with this error.
+    Reply(u64, u32),
+    /// Data was written at this offset.
+    Write(u64),
+    /// Data was written at this offset and made stable.
+    DurableWrite(u64),
+    /// A range was zeroed or punched.
+    Fallocate(u64),
+    /// Everything was made stable.
+    Sync,
+}
+
+/// Something that happened, from one line of the log to another.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// What it was.
+    pub what: What,
+    /// When it began.
+    pub began: usize,
+    /// When it ended.
+    pub ended: usize,
+    /// Whether it succeeded.
+    pub succeeded: bool,
+}
+
+/// Everything that happened, in order.
+#[derive(Debug)]
+pub struct Trace(pub Vec<Event>);
+
+impl Trace {
+    /// Reads the log of `strace -f -xx`.
+    #[must_use]
+    pub fn parse(log: &str) -> Trace {
+        let mut events = Vec::new();
+        let mut unfinished: HashMap<&str, (usize, String)> = HashMap::new();
+        for (line, text) in log.lines().enumerate() {
+            let Some((thread, call)) = text.trim_start().split_once(' ') else { continue };
+            let call = call.trim_start();
+            if let Some(beginning) = call.strip_suffix(" <unfinished ...>") {
+                unfinished.insert(thread, (line, beginning.to_owned()));
+            } else if let Some(end) = call.strip_prefix("<... ").and_then(|it| it.split_once(" resumed>")) {
+                let (began, beginning) = unfinished.remove(thread).unwrap_or((line, String::new()));
+                put(&mut events, began, line, &(beginning + end.1));
+            } else {
+                put(&mut events, line, line, call);
+            }
+        }
+        Trace(events)
+    }
+
+    /// The first event of that kind.
+    #[must_use]
+    pub fn find(&self, what: What) -> Option<Event> {
+        self.0.iter().copied().find(|event| event.what == what)
+    }
+
+    /// How many events are of that kind.
+    #[must_use]
+    pub fn count(&self, what: What) -> usize {
+        self.0.iter().filter(|event| event.what == what).count()
+    }
+
+    /// The successful answer to a request: when it arrived, and when its reply set out.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn answer(&self, cookie: u64) -> (Event, Event) {
+        let request = self.find(What::Request(cookie));
+        let reply = self.find(What::Reply(cookie, 0));
+        let found = format!("request {cookie} and its reply in {:#?}", self.0);
+        (request.expect(&found), reply.expect(&found))
+    }
+
+    /// Whether something of that kind began after `after` had ended and succeeded before `before`
+    /// began.
+    #[must_use]
+    pub fn between(&self, after: Event, before: Event, what: What) -> bool {
+        let inside = |event: &&Event| event.began >= after.ended && event.ended < before.began;
+        self.0.iter().filter(inside).any(|event| event.what == what && event.succeeded)
+    }
+}
+
+/// Turns one whole call into events.
+fn put(events: &mut Vec<Event>, began: usize, ended: usize, call: &str) {
+    let Some((name, rest)) = call.split_once('(') else { return };
+    let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
+    let succeeded = !result.trim_start().starts_with('-');
+    let mut put = |what| events.push(Event { what, began, ended, succeeded });
+    // Numbers from the end, because buffers come before: pwrite64(fd, buf, len, offset).
+    let number = |from_end: usize| {
+        let mut numbers = arguments.trim_end().trim_end_matches(')').rsplit(", ");
+        numbers.nth(from_end).and_then(|number| number.trim().parse().ok()).unwrap_or(u64::MAX)
+    };
+    match name {
+        "fdatasync" | "fsync" => put(What::Sync),
+        "pwrite64" | "pwritev" => put(What::Write(number(0))),
+        "pwritev2" if arguments.contains("RWF_DSYNC") => put(What::DurableWrite(number(1))),
+        "pwritev2" => put(What::Write(number(1))),
+        "fallocate" => put(What::Fallocate(number(1))),
+        "read" | "readv" | "recvfrom" | "recvmsg" => {
+            received(&bytes(arguments)).into_iter().for_each(|cookie| put(What::Request(cookie)));
+        }
+        "preadv2" | "pread64" => {}
+        _ => {
+            for (cookie, error) in sent(&bytes(arguments)) {
+                put(What::Reply(cookie, error));
+            }
+        }
+    }
+}
+
+/// The cookies of requests in what was received. Payloads in these tests hold no magic.
+fn received(bytes: &[u8]) -> Vec<u64> {
+    let headers = bytes.windows(REQUEST_HEADER_LEN).filter_map(|window| window.first_chunk());
+    headers.filter_map(|header| RequestHeader::decode(header).ok()).map(|header| header.cookie).collect()
+}
+
+/// The cookies and errors of replies in what was sent.
+fn sent(bytes: &[u8]) -> Vec<(u64, u32)> {
+    let headers = bytes.windows(16).filter_map(|window| window.first_chunk());
+    let replies = headers.filter_map(|header| SimpleReply::decode(header).ok());
+    replies.map(|reply| (reply.cookie, reply.error.0)).collect()
+}
+
+/// The bytes of all strings in the arguments, one after the other.
+fn bytes(arguments: &str) -> Vec<u8> {
+    let strings = arguments.split('"').skip(1).step_by(2);
+    let hex = strings.flat_map(|string| string.split("\\x").skip(1));
+    hex.filter_map(|digits| u8::from_str_radix(digits, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = r#"
+7 recvfrom(9, "\x25\x60\x95\x13\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x01\xff", 16384, 0, NULL, NULL) = 29
+8 pwritev2(6, [{iov_base="\x01", iov_len=1}], 1, 4096, RWF_DSYNC <unfinished ...>
+7 fdatasync(6) = -1 EIO (Input/output error) (INJECTED)
+8 <... pwritev2 resumed>) = 1
+7 writev(9, [{iov_base="\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07", iov_len=16}], 1) = 16
+7 fallocate(6, FALLOC_FL_KEEP_SIZE|FALLOC_FL_PUNCH_HOLE, 8192, 4096) = 0
+7 pwrite64(6, "\x01\x02"..., 4096, 512) = 4096
+7 +++ exited with 0 +++
+"#;
+
+    #[test]
+    fn a_log_becomes_events() {
+        let trace = Trace::parse(LOG);
+        let (request, reply) = trace.answer(7);
+        assert!(trace.between(request, reply, What::DurableWrite(4096)));
+        assert!(!trace.between(request, reply, What::Sync), "a sync that failed does not count");
+        assert!(!trace.between(request, reply, What::Write(512)), "it came after the reply");
+        assert_eq!((trace.count(What::Fallocate(8192)), trace.count(What::Sync), trace.0.len()), (1, 1, 6));
+    }
+}

@@ -1,0 +1,181 @@
+//! Proves, with `strace` as the witness, that a reply never comes before what it promises: which
+//! write was stable, and which sync had begun and ended, between a request and its reply. The
+//! names C5, C6 and so on are those of the durability contract.
+
+use common::proto::{CommandFlags, CommandType, WireError};
+use tests::client::{Client, FUA, PLAIN};
+use tests::disk::Disk;
+use tests::server::Server;
+use tests::trace::{self, Event, Trace, Traced, What};
+
+const MIB: u64 = 1 << 20;
+const BLOCK: u32 = 4096;
+
+/// A sparse disk, and a server of it under strace.
+fn serve(mode: &str, inject: &[&str]) -> Option<(Disk, Traced)> {
+    let disk = Disk::sparse(8 * MIB);
+    let builder = Server::builder().export(disk.spec()).unix().tcp().args(&["--durability", mode]);
+    let traced = trace::start(builder, disk.dir(), inject)?;
+    Some((disk, traced))
+}
+
+/// The next block of an offset nobody else uses, so that the trace tells requests apart.
+struct Offsets(u64);
+
+impl Offsets {
+    fn next(&mut self) -> u64 {
+        self.0 += 64 << 10;
+        self.0
+    }
+}
+
+/// Sends one request and takes its successful reply; returns its cookie.
+fn ask(client: &mut Client, command: CommandType, flags: CommandFlags, at: u64) -> u64 {
+    let cookie = match command {
+        CommandType::WRITE => client.send_write(flags, at, &[0xaa; BLOCK as usize]),
+        CommandType::FLUSH => client.send(command, flags, 0, 0),
+        _ => client.send(command, flags, at, BLOCK),
+    };
+    let reply = client.reply();
+    assert_eq!((reply.cookie, reply.error), (cookie, WireError::OK), "{command:?}");
+    cookie
+}
+
+/// Cookies that no other client has used.
+fn client_of(traced: &Traced, number: u64) -> Client {
+    let mut client = Client::connect(&traced.server.endpoints()[usize::from(number % 2 == 1)]);
+    client.cookies_from(1000 * (number + 1));
+    client
+}
+
+/// The write at `at` was stable before the reply: by itself, or by a sync that began after it.
+fn stable(trace: &Trace, (request, reply): (Event, Event), at: u64) -> bool {
+    trace.between(request, reply, What::DurableWrite(at)) || settled(trace, (request, reply), What::Write(at))
+}
+
+/// `what` was done and then made stable before the reply.
+fn settled(trace: &Trace, (request, reply): (Event, Event), what: What) -> bool {
+    let done = trace.0.iter().filter(|event| event.what == what && event.began >= request.ended);
+    done.into_iter().any(|done| trace.between(*done, reply, What::Sync))
+}
+
+#[test]
+fn c6_writethrough_makes_every_write_stable_before_its_reply() {
+    let Some((_disk, traced)) = serve("writethrough", &[]) else { return };
+    let mut offsets = Offsets(0);
+    let mut writes = Vec::new();
+    let mut ranges = Vec::new();
+    for number in 0..2 {
+        let mut client = client_of(&traced, number);
+        for flags in [PLAIN, FUA] {
+            let at = offsets.next();
+            writes.push((ask(&mut client, CommandType::WRITE, flags, at), at));
+            for command in [CommandType::TRIM, CommandType::WRITE_ZEROES] {
+                let at = offsets.next();
+                ranges.push((ask(&mut client, command, flags, at), at));
+            }
+        }
+        ask(&mut client, CommandType::FLUSH, PLAIN, 0);
+    }
+    let trace = traced.finish();
+    for (cookie, at) in writes {
+        assert!(stable(&trace, trace.answer(cookie), at), "write {cookie} at {at} in {trace:#?}");
+    }
+    for (cookie, at) in ranges {
+        let answer = trace.answer(cookie);
+        assert!(settled(&trace, answer, What::Fallocate(at)), "{cookie} at {at} in {trace:#?}");
+    }
+}
+
+#[test]
+fn c6_writeback_makes_fua_stable_before_its_reply_and_only_that() {
+    let Some((_disk, traced)) = serve("writeback", &[]) else { return };
+    let mut offsets = Offsets(0);
+    let mut client = client_of(&traced, 0);
+    let (plain_at, fua_at, trim_at, zero_at) =
+        (offsets.next(), offsets.next(), offsets.next(), offsets.next());
+    let plain = ask(&mut client, CommandType::WRITE, PLAIN, plain_at);
+    let fua = ask(&mut client, CommandType::WRITE, FUA, fua_at);
+    let trim = ask(&mut client, CommandType::TRIM, FUA, trim_at);
+    let zero = ask(&mut client, CommandType::WRITE_ZEROES, FUA | CommandFlags::NO_HOLE, zero_at);
+    let trace = traced.finish();
+    let (request, reply) = trace.answer(plain);
+    assert!(trace.between(request, reply, What::Write(plain_at)), "{trace:#?}");
+    assert!(!trace.between(request, reply, What::Sync), "a plain write waits for no sync: {trace:#?}");
+    assert!(stable(&trace, trace.answer(fua), fua_at), "{trace:#?}");
+    assert!(settled(&trace, trace.answer(trim), What::Fallocate(trim_at)), "{trace:#?}");
+    assert!(settled(&trace, trace.answer(zero), What::Fallocate(zero_at)), "{trace:#?}");
+}
+
+#[test]
+fn c5_flush_is_answered_by_a_sync_that_began_after_it_and_covers_all_connections() {
+    let Some((_disk, traced)) = serve("writeback", &[]) else { return };
+    let mut offsets = Offsets(0);
+    let (mut one, mut other) = (client_of(&traced, 0), client_of(&traced, 1));
+    let mut flushes = Vec::new();
+    for command in [CommandType::WRITE, CommandType::TRIM, CommandType::WRITE_ZEROES] {
+        ask(&mut one, command, PLAIN, offsets.next());
+        flushes.push(ask(&mut other, CommandType::FLUSH, PLAIN, 0));
+    }
+    let needless = ask(&mut one, CommandType::FLUSH, PLAIN, 0);
+    let trace = traced.finish();
+    for flush in flushes {
+        let (request, reply) = trace.answer(flush);
+        assert!(trace.between(request, reply, What::Sync), "flush {flush} in {trace:#?}");
+    }
+    let (request, reply) = trace.answer(needless);
+    assert!(!trace.between(request, reply, What::Sync), "nothing was written: {trace:#?}");
+    assert_eq!(trace.count(What::Sync), 3, "and nothing is left for the end: {trace:#?}");
+}
+
+#[test]
+fn c5_flushes_that_arrive_during_a_sync_share_the_next_one() {
+    let Some((_disk, traced)) = serve("writeback", &["fdatasync:delay_enter=300ms"]) else { return };
+    let mut clients: Vec<Client> = (0..4).map(|number| client_of(&traced, number)).collect();
+    let write = ask(&mut clients[0], CommandType::WRITE, PLAIN, 4096);
+    let mut flushes = Vec::new();
+    for _ in 0..4 {
+        for client in &mut clients {
+            flushes.push(client.send(CommandType::FLUSH, PLAIN, 0, 0));
+        }
+    }
+    for client in &mut clients {
+        while client.outstanding() > 0 {
+            assert_eq!(client.reply().error, WireError::OK);
+        }
+    }
+    let trace = traced.finish();
+    let (_, written) = trace.answer(write);
+    for flush in flushes {
+        let (request, reply) = trace.answer(flush);
+        let durable_already = trace.between(written, request, What::Sync);
+        assert!(trace.between(request, reply, What::Sync) || durable_already, "flush {flush} in {trace:#?}");
+    }
+    assert!(trace.count(What::Sync) <= 2, "sixteen flushes share two syncs: {trace:#?}");
+}
+
+#[test]
+fn unsafe_syncs_nothing_until_the_end() {
+    let Some((_disk, traced)) = serve("unsafe", &[]) else { return };
+    let mut client = client_of(&traced, 0);
+    let commands = [CommandType::WRITE, CommandType::TRIM, CommandType::WRITE_ZEROES, CommandType::FLUSH];
+    let cookies = commands.map(|command| ask(&mut client, command, FUA, 4096));
+    let trace = traced.finish();
+    let (_, last) = trace.answer(cookies[3]);
+    let stable = |event: &&Event| matches!(event.what, What::Sync | What::DurableWrite(_));
+    let early = trace.0.iter().filter(stable).filter(|event| event.began < last.began);
+    assert_eq!(early.count(), 0, "{trace:#?}");
+}
+
+#[test]
+fn sigterm_makes_stable_what_nobody_flushed() {
+    for mode in ["writeback", "unsafe"] {
+        let Some((_disk, traced)) = serve(mode, &[]) else { return };
+        let mut client = client_of(&traced, 0);
+        let write = ask(&mut client, CommandType::WRITE, PLAIN, 4096);
+        let trace = traced.finish();
+        let (_, reply) = trace.answer(write);
+        let synced = |event: &Event| event.what == What::Sync && event.began > reply.began && event.succeeded;
+        assert!(trace.0.iter().any(synced), "{mode}: {trace:#?}");
+    }
+}
