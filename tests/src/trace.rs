@@ -19,7 +19,7 @@ use crate::{tool, wait_until};
 
 /// The system calls that say something about durability, and those that faults are injected into.
 const CALLS: &str = "trace=pwrite64,pwritev,pwritev2,fdatasync,fsync,fallocate,sendmsg,writev,sendto,write,\
-                     preadv2,pread64,read,readv,recvfrom,recvmsg";
+                     preadv2,read,readv,recvfrom,recvmsg";
 
 /// A server under `strace`.
 pub struct Traced {
@@ -172,7 +172,7 @@ fn put(events: &mut Vec<Event>, began: usize, ended: usize, call: &str) {
         "read" | "readv" | "recvfrom" | "recvmsg" => {
             received(&bytes(arguments)).into_iter().for_each(|cookie| put(What::Request(cookie)));
         }
-        "preadv2" | "pread64" => {}
+        "preadv2" => {}
         _ => {
             for (cookie, error) in sent(&bytes(arguments)) {
                 put(What::Reply(cookie, error));
