@@ -20,8 +20,7 @@ const BLOCKS: u64 = 256;
 
 /// Writes numbered blocks, eight in flight, until the server closes; returns how often each
 /// place was written with success, and the most that can be there.
-fn write_until_closed(to: &Endpoint, first: u64) -> Vec<(u64, u8, u8)> {
-    let mut client = Client::connect(to);
+fn write_until_closed(mut client: Client, first: u64) -> Vec<(u64, u8, u8)> {
     let mut state = vec![(0_u8, 0_u8); (BLOCKS / 4) as usize];
     let mut places = std::collections::HashMap::new();
     let mut next = 0;
@@ -58,8 +57,8 @@ fn sigterm_under_load_keeps_whatever_was_acknowledged() {
     let server = Server::builder().export(disk.spec()).unix().tcp().start();
     let writers: Vec<_> = (0..4)
         .map(|n| {
-            let to = server.endpoints()[n % 2].clone();
-            thread::spawn(move || write_until_closed(&to, n as u64 * BLOCKS / 4))
+            let client = Client::connect(&server.endpoints()[n % 2]);
+            thread::spawn(move || write_until_closed(client, n as u64 * BLOCKS / 4))
         })
         .collect();
     wait_until("some load", || disk.content().chunks(BLOCK).filter(|block| block[0] != 0).count() > 20);
