@@ -2,9 +2,11 @@
 //! write was stable, and which sync had begun and ended, between a request and its reply. The
 //! names C5, C6 and so on are those of the durability contract.
 
+use std::io::Write;
+
 use common::proto::{CommandFlags, CommandType, WireError};
 use tests::client::{Client, FUA, PLAIN};
-use tests::disk::Disk;
+use tests::disk::{Disk, pattern};
 use tests::server::Server;
 use tests::trace::{self, Event, Trace, Traced, What};
 
@@ -178,4 +180,26 @@ fn sigterm_makes_stable_what_nobody_flushed() {
         let synced = |event: &Event| event.what == What::Sync && event.began > reply.began && event.succeeded;
         assert!(trace.0.iter().any(synced), "{mode}: {trace:#?}");
     }
+}
+
+#[test]
+fn c9_disc_finishes_and_answers_every_write_that_is_still_outstanding() {
+    // Each write takes so long that all of them are outstanding when DISC arrives.
+    let Some((disk, traced)) = serve("writeback", &["pwrite64:delay_enter=100ms"]) else { return };
+    let mut client = client_of(&traced, 0);
+    let mut out = Vec::new();
+    for n in 0..64 {
+        client.encode(&mut out, CommandType::WRITE, PLAIN, n * u64::from(BLOCK), BLOCK);
+        out.extend(pattern(u8::try_from(n).unwrap(), BLOCK as usize));
+    }
+    client.encode(&mut out, CommandType::DISC, PLAIN, 0, 0);
+    client.socket.write_all(&out).unwrap();
+    for _ in 0..64 {
+        assert_eq!(client.reply().error, WireError::OK);
+    }
+    assert_eq!(client.socket.until_closed(), b"", "DISC is never answered");
+    for (n, block) in disk.content().chunks(BLOCK as usize).take(64).enumerate() {
+        assert!(block == pattern(u8::try_from(n).unwrap(), BLOCK as usize), "block {n}");
+    }
+    assert_eq!(traced.server.terminate().code, Some(0));
 }
