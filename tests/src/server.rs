@@ -143,6 +143,8 @@ impl Builder {
     }
 }
 
+/// Lines of the log that a failing test prints.
+const LINES_SHOWN: usize = 40;
 const STDOUT: &str = "stdout";
 const STDERR: &str = "log";
 
@@ -274,7 +276,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- log of the server ---\n{}---", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+            eprintln!("--- end of the server's log ---\n{}\n---", last.join("\n"));
         }
         let _may_have_ended = self.child.kill();
         let _may_be_reaped = self.child.wait();

@@ -38,7 +38,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("export", &["device", "durability", "layer", "metrics"]),
     ("session", &["buf", "device", "export", "metrics"]),
     ("listen", &["transport"]),
-    ("worker", &["export", "session", "transport"]),
+    ("worker", &["device", "export", "session", "transport"]),
     ("cli", &["durability"]),
     ("config", &["backend", "cli", "device", "durability", "engine", "export"]),
     ("server", &["buf", "config", "export", "listen", "session", "worker"]),
@@ -155,7 +155,9 @@ pub fn forbidden_imports(source: &Source) -> Vec<String> {
     }
     let Some(room) = room(&source.path) else { return faults };
     if RUNTIME_FREE.contains(&room) {
-        ban(&["tokio", "tokio_util", "std::time", "std::thread", "std::net"], room);
+        let runtime = ["tokio", "tokio_util", "std::thread", "std::net"];
+        let clocks = ["std::time::Instant", "std::time::SystemTime"];
+        ban(&[&runtime[..], &clocks].concat(), room);
     }
     let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
         return vec![format!("{}: {room} has no row in the table of rooms", source.path)];

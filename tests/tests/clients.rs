@@ -227,7 +227,7 @@ fn fio_verifies_what_it_wrote() {
     if !tool::run(&fio, &["--enghelp"]).stdout.contains("nbd") {
         return tool::skip("needs fio with its nbd engine (package fio of Debian)");
     }
-    for mode in ["writethrough", "writeback", "unsafe"] {
+    for mode in ["writethrough", "writeback", "early-ack", "unsafe"] {
         everywhere(&["--durability", mode], &vec![0; 10 * MIB], |_, endpoint| {
             let uri = format!("--uri={}", endpoint.uri(""));
             let verified = ["--verify=crc32c", "--verify_fatal=1", "--fsync=64"];

@@ -11,7 +11,7 @@ use common::proto::{CommandFlags, CommandType, WireError};
 use tests::client::{Client, FUA, PLAIN};
 use tests::disk::{Disk, pattern};
 use tests::model::Rng;
-use tests::server::{Endpoint, Server};
+use tests::server::{Builder, Endpoint, Server};
 use tests::trace;
 
 const MIB: u64 = 1 << 20;
@@ -176,7 +176,11 @@ impl Player {
 
 /// Several players, each in its own part, all on one export.
 fn tournament(spec: impl Into<std::ffi::OsString>, mode: &str, rounds: usize) -> Vec<u8> {
-    let server = Server::builder().export(spec).unix().tcp().args(&["--durability", mode]).start();
+    play(Server::builder().export(spec).args(&["--durability", mode]), rounds)
+}
+
+fn play(builder: Builder, rounds: usize) -> Vec<u8> {
+    let server = builder.unix().tcp().start();
     let mut rng = Rng::seeded();
     let players: Vec<_> = (0..6_usize)
         .map(|n| {
@@ -212,4 +216,17 @@ fn a_random_mix_in_writethrough_matches_memory() {
     let disk = Disk::sparse((6 * PART) as u64);
     let model = tournament(disk.spec(), "writethrough", 300);
     assert!(disk.content() == model, "and the file too");
+}
+
+#[test]
+fn a_random_mix_in_early_ack_matches_memory() {
+    let disk = Disk::sparse((6 * PART) as u64);
+    // A cache so small that it fills and long writes go past it, and one so lazy that reads must
+    // look into it.
+    for limits in [["--dirty-max=64K", "--early-ack-max=16K"], ["--dirty-max=4M", "--dirty-age=60"]] {
+        let server = Server::builder().export(disk.spec()).args(&["--durability", "early-ack"]).args(&limits);
+        let model = play(server, 1500);
+        assert!(disk.content() == model, "and the file too");
+        std::fs::write(disk.path(), vec![0; 6 * PART]).unwrap();
+    }
 }

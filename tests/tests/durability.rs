@@ -90,8 +90,14 @@ fn c6_writethrough_makes_every_write_stable_before_its_reply() {
 }
 
 #[test]
-fn c6_writeback_makes_fua_stable_before_its_reply_and_only_that() {
-    let Some((_disk, traced)) = serve("writeback", &[]) else { return };
+fn c6_fua_is_stable_before_its_reply_and_only_that() {
+    for mode in ["writeback", "early-ack"] {
+        fua_in(mode);
+    }
+}
+
+fn fua_in(mode: &str) {
+    let Some((_disk, traced)) = serve(mode, &[]) else { return };
     let mut offsets = Offsets(0);
     let mut client = client_of(&traced, 0);
     let (plain_at, fua_at, trim_at, zero_at) =
@@ -102,7 +108,8 @@ fn c6_writeback_makes_fua_stable_before_its_reply_and_only_that() {
     let zero = ask(&mut client, CommandType::WRITE_ZEROES, FUA | CommandFlags::NO_HOLE, zero_at);
     let trace = traced.finish();
     let (request, reply) = trace.answer(plain);
-    assert!(trace.between(request, reply, What::Write(plain_at)), "{trace:#?}");
+    let written = trace.between(request, reply, What::Write(plain_at));
+    assert!(written || mode == "early-ack", "{trace:#?}");
     assert!(!trace.between(request, reply, What::Sync), "a plain write waits for no sync: {trace:#?}");
     assert!(stable(&trace, trace.answer(fua), fua_at), "{trace:#?}");
     assert!(settled(&trace, trace.answer(trim), What::Fallocate(trim_at)), "{trace:#?}");
@@ -157,6 +164,31 @@ fn c5_flushes_that_arrive_during_a_sync_share_the_next_one() {
 }
 
 #[test]
+fn early_ack_stores_what_it_acknowledged_and_then_syncs_before_flush_is_answered() {
+    let disk = Disk::sparse(8 * MIB);
+    let builder = Server::builder().export(disk.spec()).unix().tcp();
+    let builder = builder.args(&["--durability", "early-ack", "--dirty-age", "60"]);
+    let Some(traced) = trace::start(builder, disk.dir(), &[]) else { return };
+    let (mut one, mut other) = (client_of(&traced, 0), client_of(&traced, 1));
+    let mut offsets = Offsets(0);
+    let writes: Vec<(u64, u64)> = (0..8)
+        .map(|_| {
+            let at = offsets.next();
+            (ask(&mut one, CommandType::WRITE, PLAIN, at), at)
+        })
+        .collect();
+    let flush = ask(&mut other, CommandType::FLUSH, PLAIN, 0);
+    let trace = traced.finish();
+    let (flushing, flushed) = trace.answer(flush);
+    for (cookie, at) in writes {
+        let (request, _) = trace.answer(cookie);
+        assert!(settled(&trace, (request, flushed), What::Write(at)), "write at {at}: {trace:#?}");
+        assert!(trace.between(flushing, flushed, What::Write(at)), "it waited, to be merged: {trace:#?}");
+    }
+    assert!(trace.between(flushing, flushed, What::Sync), "{trace:#?}");
+}
+
+#[test]
 fn unsafe_syncs_nothing_until_the_end() {
     let Some((_disk, traced)) = serve("unsafe", &[]) else { return };
     let mut client = client_of(&traced, 0);
@@ -171,7 +203,7 @@ fn unsafe_syncs_nothing_until_the_end() {
 
 #[test]
 fn sigterm_makes_stable_what_nobody_flushed() {
-    for mode in ["writeback", "unsafe"] {
+    for mode in ["writeback", "early-ack", "unsafe"] {
         let Some((_disk, traced)) = serve(mode, &[]) else { return };
         let mut client = client_of(&traced, 0);
         let write = ask(&mut client, CommandType::WRITE, PLAIN, 4096);

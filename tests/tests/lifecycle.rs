@@ -53,8 +53,14 @@ fn write_until_closed(mut client: Client, first: u64) -> Vec<(u64, u8, u8)> {
 
 #[test]
 fn sigterm_under_load_keeps_whatever_was_acknowledged() {
+    for mode in ["writeback", "early-ack", "unsafe"] {
+        terminate_under_load(mode);
+    }
+}
+
+fn terminate_under_load(mode: &str) {
     let disk = Disk::sparse(BLOCKS * BLOCK as u64);
-    let server = Server::builder().export(disk.spec()).unix().tcp().start();
+    let server = Server::builder().export(disk.spec()).unix().tcp().args(&["--durability", mode]).start();
     let writers: Vec<_> = (0..4)
         .map(|n| {
             let client = Client::connect(&server.endpoints()[n % 2]);
@@ -66,8 +72,9 @@ fn sigterm_under_load_keeps_whatever_was_acknowledged() {
     assert_eq!(exit.code, Some(0), "{}", exit.log);
     let content = disk.content();
     let mut acknowledged = 0;
-    for (place, acked, sent) in writers.into_iter().flat_map(|writer| writer.join().unwrap()) {
-        let found = &content[usize::try_from(place).unwrap() * BLOCK..][..BLOCK];
+    for (place, acked, sent) in writers.into_iter().flat_map(|writer| writer.join().expect("a writer")) {
+        let place = usize::try_from(place).expect("places are few");
+        let found = &content[place * BLOCK..][..BLOCK];
         let allowed = |version| if version == 0 { vec![0; BLOCK] } else { pattern(version, BLOCK) };
         assert!((acked..=sent).any(|version| found == allowed(version)), "block {place}: {acked}..={sent}");
         acknowledged += u64::from(acked);
@@ -129,6 +136,29 @@ fn after_sigkill_it_starts_again_on_the_same_socket_and_file() {
         assert_eq!(client.write(PLAIN, 0, &pattern(round, 4096)), WireError::OK);
         server.kill();
         assert!(socket.exists(), "a killed server cannot clean up");
+    }
+}
+
+#[test]
+fn sigkill_loses_nothing_that_was_flushed_or_fua() {
+    for mode in ["writethrough", "writeback", "early-ack"] {
+        let disk = Disk::sparse(1 << 20);
+        let server = Server::builder().export(disk.spec()).unix().args(&["--durability", mode]).start();
+        let mut client = Client::connect(server.endpoint());
+        assert_eq!(client.write(PLAIN, 0, &[1; 4096]), WireError::OK);
+        assert_eq!(client.write(FUA, 8192, &[2; 4096]), WireError::OK);
+        assert_eq!(Client::connect(server.endpoint()).flush(), WireError::OK);
+        assert_eq!(client.write(PLAIN, 0, &[3; 4096]), WireError::OK);
+        assert_eq!(client.write(FUA, 0, &[4; 1000]), WireError::OK);
+        assert_eq!(client.write(PLAIN, 16384, &[5; 4096]), WireError::OK);
+        server.kill();
+        let content = disk.content();
+        assert_eq!(content[..1000], [4; 1000], "{mode}: FUA");
+        assert!(content[1000..4096].iter().all(|byte| [1, 3].contains(byte)), "{mode}: flushed, or newer");
+        assert_eq!(content[8192..12288], [2; 4096], "{mode}: FUA");
+        let last = &content[16384..20480];
+        let kept = *last == [5; 4096];
+        assert!(kept || mode == "early-ack" && *last == [0; 4096], "{mode}: acknowledged");
     }
 }
 
@@ -216,7 +246,7 @@ fn mistakes_get_one_clear_sentence() {
         (&["memory:"], "is no size"),
         (&["memory:1M", "memory:1M"], "only one export can go without a name"),
         (&["a=memory:1M", "a=null:1M"], "two exports are named \"a\""),
-        (&["--durability", "early-ack", "memory:1M"], "early-ack is not available in this version"),
+        (&["--durability", "early-ack", "--dirty-max", "1K", "memory:1M"], "is larger than --dirty-max"),
         (&["--listen", "localhost", "memory:1M"], "not an address"),
         (&["--listen", "127.0.0.1:99999", "memory:1M"], "not an address"),
         (&["--listen", &taken, "memory:1M"], "the port is taken"),
@@ -224,7 +254,7 @@ fn mistakes_get_one_clear_sentence() {
         (&["--unix", &path("no/such/sock"), "memory:1M"], "no/such/sock: No such file or directory"),
     ];
     for (words, sentence) in cases {
-        let default_listener = !words.iter().any(|word| word.starts_with("--"));
+        let default_listener = !words.iter().any(|word| ["--listen", "--unix"].contains(word));
         let builder = Server::builder().args(words);
         let builder = if default_listener { builder.unix() } else { builder };
         refuses(builder, sentence);
@@ -235,7 +265,10 @@ fn mistakes_get_one_clear_sentence() {
 fn words_it_does_not_know_are_explained() {
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["required", "Usage:"]),
-        (&["--durability", "fast", "memory:1M"], &["fast", "writethrough", "writeback", "unsafe"]),
+        (
+            &["--durability", "fast", "memory:1M"],
+            &["fast", "writethrough", "writeback", "early-ack", "unsafe"],
+        ),
         (&["--frobnicate", "memory:1M"], &["--frobnicate", "Usage:"]),
         (&["--workers", "0", "memory:1M"], &["--workers", "0"]),
         (&["--max-connections", "0", "memory:1M"], &["--max-connections"]),

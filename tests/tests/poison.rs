@@ -42,8 +42,8 @@ fn poison(mode: &str, inject: &str, provoke: impl Fn(&mut Client) -> WireError) 
     assert_poisoned(&mut same, "the same connection");
     assert_poisoned(&mut another, "another connection");
     assert_poisoned(&mut Client::connect(traced.server.endpoint()), "a new connection");
-    let log = traced.server.logged("a sync failed");
-    assert!(log.contains("ERROR"), "{log}");
+    let said = traced.server.logged(" ERROR ");
+    assert!(said.contains("every FLUSH and write fails from now on"), "{said}");
     let exit = traced.server.terminate();
     assert_eq!(exit.code, Some(1), "{}", exit.log);
     assert!(exit.log.contains("not everything is durable"), "{}", exit.log);
@@ -81,6 +81,35 @@ fn e1_a_failed_fua_write_zeroes() {
 fn e1_a_failed_write_in_writethrough() {
     poison("writethrough", "pwritev2:error=EIO", |client| client.write(PLAIN, 0, &[1; 4096]));
     poison("writethrough", "fdatasync:error=EIO", |client| client.ask(CommandType::TRIM, PLAIN, 0, 4096));
+}
+
+#[test]
+fn e1_a_failed_write_after_an_early_acknowledgement() {
+    poison("early-ack", "pwrite64,pwritev:error=EIO", |client| {
+        assert_eq!(client.write(PLAIN, 0, &[1; 4096]), WireError::OK);
+        client.flush()
+    });
+    poison("early-ack", "pwrite64,pwritev:error=ENOSPC", |client| {
+        assert_eq!(client.write(PLAIN, 0, &[1; 4096]), WireError::OK);
+        assert_ne!(client.flush(), WireError::OK);
+        client.flush()
+    });
+}
+
+#[test]
+fn e4_a_late_error_reaches_the_next_write_where_no_flush_comes() {
+    let Some((_disk, traced)) = serve("early-ack", &["pwrite64,pwritev:error=EIO"]) else { return };
+    let mut client = Client::connect(traced.server.endpoint());
+    let mut writes = 0;
+    while client.write(PLAIN, 0, &[1; 4096]) == WireError::OK {
+        writes += 1;
+        assert!(writes < 1_000_000, "nobody tells");
+    }
+    traced.release();
+    let mut another = Client::connect(traced.server.endpoint());
+    assert_eq!(another.write(PLAIN, 8192, &[1; 4096]), WireError::EIO);
+    assert_eq!(another.flush(), WireError::EIO);
+    assert_eq!(traced.server.terminate().code, Some(1));
 }
 
 #[test]
