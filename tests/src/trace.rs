@@ -54,12 +54,17 @@ impl Traced {
     /// What happened up to the server's end.
     #[must_use]
     pub fn finish(self) -> Trace {
-        let end = format!("{} +++ exited with", self.server.pid());
+        let server = self.server.pid().to_string();
         let exit = self.server.terminate();
         assert_eq!(exit.code, Some(0), "{}", exit.log);
         // The tracer writes its last lines after the server has ended.
         let read = || fs::read_to_string(&self.log).expect("strace writes a log");
-        wait_until("the end of the trace", || read().lines().any(|line| line.starts_with(&end)));
+        // Its process ids are padded to five columns.
+        let is_end = |line: &str| {
+            let words = line.split_once(' ');
+            words.is_some_and(|(pid, said)| pid == server && said.trim_start().starts_with("+++ exited with"))
+        };
+        wait_until("the end of the trace", || read().lines().any(is_end));
         Trace::parse(&read())
     }
 }
