@@ -4,11 +4,12 @@
 //! need and which lets a write-back layer keep a payload after the reply. Dropped buffers go back
 //! to their [`Pool`]. The [`Budget`] bounds what all connections together may hold.
 
-use std::collections::VecDeque;
+mod budget;
+
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+
+pub use budget::{Budget, Grant, Place};
 
 const PAGE: usize = 4096;
 /// Classes of pooled buffers: one page, two, four … 32 MiB.
@@ -122,86 +123,6 @@ fn class_of(len: usize) -> usize {
     len.div_ceil(PAGE).max(1).next_power_of_two().trailing_zeros() as usize
 }
 
-/// How many bytes of payload all connections together may hold.
-#[derive(Debug)]
-pub struct Budget {
-    limit: usize,
-    held: AtomicUsize,
-    waiting: Mutex<VecDeque<Waker>>,
-}
-
-impl Budget {
-    /// A budget of `limit` bytes.
-    #[must_use]
-    pub fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, held: AtomicUsize::new(0), waiting: Mutex::default() })
-    }
-
-    /// Takes `bytes` out of the budget, or waits until others give some back. A request that is
-    /// larger than the whole budget is granted once nothing else is held.
-    pub fn poll_take(self: &Arc<Budget>, cx: &Context<'_>, bytes: usize) -> Poll<Grant> {
-        if self.try_take(bytes) {
-            return Poll::Ready(Grant { budget: self.clone(), bytes });
-        }
-        let mut waiting = lock(&self.waiting);
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push_back(cx.waker().clone());
-        }
-        drop(waiting);
-        // Bytes given back between the first try and the registration woke nobody: look again.
-        match self.try_take(bytes) {
-            true => Poll::Ready(Grant { budget: self.clone(), bytes }),
-            false => Poll::Pending,
-        }
-    }
-
-    /// Bytes held now.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// Whether some connection waits for memory.
-    #[must_use]
-    pub fn is_contended(&self) -> bool {
-        !lock(&self.waiting).is_empty()
-    }
-
-    fn try_take(&self, bytes: usize) -> bool {
-        self.held
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-                let total = held.checked_add(bytes)?;
-                (total <= self.limit || held == 0).then_some(total)
-            })
-            .is_ok()
-    }
-}
-
-/// The right to hold some bytes; given back when dropped.
-#[derive(Debug)]
-pub struct Grant {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Grant {
-    /// Bytes granted.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::AcqRel);
-        // All of them look again: who is first in line may want more than was given back, while
-        // the next one's small request fits.
-        let waiting = std::mem::take(&mut *lock(&self.budget.waiting));
-        waiting.into_iter().for_each(Waker::wake);
-    }
-}
-
 /// Locks a mutex whose holders never leave their data half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -228,17 +149,5 @@ mod tests {
         let bufs: Vec<IoBuf> = (0..3).map(|_| pool.take(32 << 20)).collect();
         drop(bufs);
         assert_eq!(lock(&pool.free).bytes, POOL_KEEPS_MAX);
-    }
-
-    #[test]
-    fn the_budget_makes_them_wait_and_wakes_them() {
-        let budget = Budget::new(100);
-        let cx = Context::from_waker(Waker::noop());
-        let Poll::Ready(first) = budget.poll_take(&cx, 80) else { panic!("there was room") };
-        assert!(budget.poll_take(&cx, 30).is_pending() && budget.is_contended());
-        drop(first);
-        assert!(!budget.is_contended());
-        let Poll::Ready(huge) = budget.poll_take(&cx, 1000) else { panic!("nothing else is held") };
-        assert_eq!((huge.bytes(), budget.held()), (1000, 1000));
     }
 }

@@ -55,7 +55,13 @@ pub struct Cli {
     pub max_memory: u64,
 
     /// How long a client may take to choose an export
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "10",
+        allow_negative_numbers = true,
+        value_parser = parse_seconds
+    )]
     pub handshake_timeout: Duration,
 
     /// How long clients may take to fetch their last replies after SIGTERM

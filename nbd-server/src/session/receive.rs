@@ -12,7 +12,7 @@ use common::proto::{REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
 use super::{End, Memory};
-use crate::buf::{Grant, IoBuf};
+use crate::buf::{Grant, IoBuf, Place};
 
 /// Bytes received at a time while no payload is awaited.
 const BUFFER: usize = 16 << 10;
@@ -47,6 +47,7 @@ enum State {
     Memory {
         cookie: u64,
         command: Command,
+        place: Place,
     },
     Payload {
         cookie: u64,
@@ -86,10 +87,10 @@ impl Receiver {
     pub(super) fn poll_decode(&mut self, cx: &Context<'_>, memory: &Memory) -> Poll<Result<Incoming, End>> {
         loop {
             match &mut self.state {
-                State::Header => ready!(self.decode_header())?,
-                State::Memory { cookie, command } => {
+                State::Header => ready!(self.decode_header(memory))?,
+                State::Memory { cookie, command, place } => {
                     let (cookie, command) = (*cookie, *command);
-                    let grant = ready!(memory.budget.poll_take(cx, payload(&command)));
+                    let grant = ready!(place.poll(cx));
                     let Command::Write(span, _) = command else {
                         return self.deliver(cookie, What::Run(command, None), grant);
                     };
@@ -120,7 +121,7 @@ impl Receiver {
                         return Poll::Pending;
                     }
                     let (cookie, error) = (*cookie, *error);
-                    let grant = ready!(memory.budget.poll_take(cx, 0));
+                    let grant = ready!(memory.budget.ask(0).poll(cx));
                     return self.deliver(cookie, What::Refuse(error), grant);
                 }
             }
@@ -150,7 +151,7 @@ impl Receiver {
         Poll::Ready(Err(if between_requests { End::Disconnected } else { cut_short() }))
     }
 
-    fn decode_header(&mut self) -> Poll<Result<(), End>> {
+    fn decode_header(&mut self, memory: &Memory) -> Poll<Result<(), End>> {
         let received = &self.buffer[self.start..self.end];
         let Some(bytes) = received.first_chunk::<REQUEST_HEADER_LEN>() else { return Poll::Pending };
         let header = RequestHeader::decode(bytes)?;
@@ -159,7 +160,7 @@ impl Receiver {
         let cookie = header.cookie;
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
-            Ok(command) => State::Memory { cookie, command },
+            Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
             Err(Refusal { error, skip }) => {
                 tracing::debug!(?header, ?error, "refused");
                 State::Skip { cookie, error, left: skip as usize }
