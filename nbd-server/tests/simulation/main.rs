@@ -6,6 +6,8 @@ mod client;
 mod disk;
 mod durability;
 mod early;
+mod exhaustive;
+mod life;
 mod oracle;
 mod pipe;
 mod session;
