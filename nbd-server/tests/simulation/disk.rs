@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::command::{Fua, Hole};
 use futures::channel::oneshot;
@@ -17,6 +17,9 @@ use nbd_server::device::{Backend, Shape, Support, sync_failure};
 
 /// Bytes that a power cut leaves whole.
 pub(crate) const UNIT: usize = 512;
+
+/// Operations in one life; no life that makes sense needs more.
+const OPERATIONS_MAX: usize = 10_000;
 
 /// What a disk was asked to do; ranges as first byte and length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +146,7 @@ impl Disk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no test panics with the disk in its hands")
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins an operation: logs it, holds it, lets it fail.
@@ -151,6 +154,7 @@ impl Disk {
         let gate = {
             let mut state = self.lock();
             state.log.push(op);
+            assert!(state.log.len() < OPERATIONS_MAX, "the server never stops asking");
             (state.hold)(&op).then(|| {
                 let (sender, receiver) = oneshot::channel();
                 state.held.push_back((op, sender));

@@ -6,6 +6,7 @@
 
 mod list;
 
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -109,13 +110,15 @@ impl Copy {
     }
 }
 
-/// Runs the simulation; one that does not end in time is ended and has not passed.
+/// Runs the simulation until something fails; one that does not end in time has not passed.
 fn passes(simulation: &Path, patience: Duration) -> bool {
+    let told = simulation.with_extension("log");
+    let log = File::create(&told).expect("a log");
     let mut child = Command::new(simulation)
         // Unoptimised, the exhaustive lives take long, and what they find the random ones find too.
-        .args(["--quiet", "--skip", "exhaustive::"])
+        .args(["--skip", "exhaustive::"])
         .env("NBD_SIM_SEEDS", SEEDS)
-        .stdout(Stdio::null())
+        .stdout(log)
         .stderr(Stdio::null())
         .spawn()
         .expect("the simulation starts");
@@ -124,7 +127,8 @@ fn passes(simulation: &Path, patience: Duration) -> bool {
         if let Some(status) = child.try_wait().expect("our own child") {
             return status.success();
         }
-        if started.elapsed() > patience {
+        let noticed = std::fs::read_to_string(&told).is_ok_and(|text| text.contains("FAILED"));
+        if noticed || started.elapsed() > patience {
             child.kill().expect("our own child");
             child.wait().expect("our own child");
             return false;
