@@ -4,13 +4,17 @@
 mod apt;
 mod demo;
 mod install;
+mod janitor;
 mod kernels;
 mod run;
 mod test;
 
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::Parser;
+
+use crate::janitor::TemporaryFiles;
 
 /// Installs, demonstrates and tests this project.
 ///
@@ -27,16 +31,21 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Command::parse() {
-        Command::Install(args) => install::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Test(args) => test::run(&args),
-    };
-    match outcome {
+    match run(&Command::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: &Command) -> Result<()> {
+    let temporary = TemporaryFiles::gather()?;
+    match command {
+        Command::Install(args) => install::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Test(args) => test::run(args),
+    }?;
+    temporary.delete().context("cannot delete our temporary files")
 }
