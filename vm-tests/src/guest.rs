@@ -3,7 +3,7 @@
 //! for the host is built here as well, because a library cannot rely on its package's programs being there.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -21,6 +21,16 @@ pub fn binaries() -> Result<Vec<PathBuf>> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     build_once(&BUILT, GUEST)?;
     Ok(GUEST.iter().map(|program| built(program)).collect())
+}
+
+/// Builds the programs for the guest under the eyes of a user, who sees cargo's progress; [`binaries`] then finds
+/// nothing left to do.
+pub fn build_visibly() -> Result<()> {
+    let directory = home();
+    fs::create_dir_all(&directory)?;
+    let status = cargo_build(GUEST, &directory).status().context("cannot run cargo")?;
+    ensure!(status.success(), "the build failed ({status})");
+    Ok(())
 }
 
 /// The program that QEMU joins connections to the host with.
@@ -50,13 +60,17 @@ fn build(programs: &[&str]) -> Result<()> {
     fs::create_dir_all(&directory)?;
     let turn = File::create(directory.join("build.lock"))?;
     turn.lock()?;
+    let out = cargo_build(programs, &directory).arg("--quiet").output().context("cannot run cargo")?;
+    ensure!(out.status.success(), "static build failed:\n{}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
+fn cargo_build(programs: &[&str], directory: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.args(["build", "--quiet", "--release", "--target", TARGET, "--target-dir"]).arg(&directory);
+    cargo.args(["build", "--release", "--target", TARGET, "--target-dir"]).arg(directory);
     for program in programs {
         cargo.args(["--bin", program]);
     }
-    let out = cargo.output().context("cannot run cargo")?;
-    ensure!(out.status.success(), "static build failed:\n{}", String::from_utf8_lossy(&out.stderr));
-    Ok(())
+    cargo
 }
