@@ -170,6 +170,7 @@ fn set_world_readable(directory: &Path) -> Result<()> {
     Ok(fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?)
 }
 
-fn is_root() -> bool {
+/// True for root.
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use vm_tests::{Kernel, Series};
+
 use crate::apt::{self, Sources};
 use crate::kernels;
 use crate::run::quietly;
@@ -16,6 +18,8 @@ pub(crate) struct Args {}
 /// The emulator and what the guest's file systems are made of.
 const DEMO: &[&str] =
     &["qemu-system-x86", "busybox-static", "e2fsprogs", "xfsprogs", "kmod", "xz-utils", "util-linux"];
+/// What makes, checks and mounts file systems.
+const HOST: &[&str] = &["e2fsprogs", "xfsprogs", "kmod", "mount"];
 /// The real clients and servers the tests set against ours.
 const PEERS: &[&str] =
     &["qemu-utils", "nbdkit", "libnbd-bin", "python3-libnbd", "nbd-client", "nbd-server", "fio", "strace"];
@@ -32,9 +36,14 @@ pub(crate) fn everything() -> Result<()> {
 }
 
 /// What `cargo xtask demo` needs, and no more: it is the first thing a newcomer waits for.
-pub(crate) fn for_demo() -> Result<()> {
+pub(crate) fn for_demo(series: Series) -> Result<()> {
     packages(DEMO)?;
-    kernels::fetch()
+    if Kernel::find(series).is_some() { Ok(()) } else { kernels::fetch_series(series) }
+}
+
+/// What `cargo xtask demo --host` needs.
+pub(crate) fn for_host() -> Result<()> {
+    packages(HOST)
 }
 
 fn packages(wanted: &[&str]) -> Result<()> {

@@ -19,7 +19,8 @@ pub(crate) fn fetch() -> Result<()> {
     Ok(())
 }
 
-fn fetch_series(series: Series) -> Result<()> {
+/// Brings the newest kernel of one series into the cache.
+pub(crate) fn fetch_series(series: Series) -> Result<()> {
     let cached = Kernel::find(series);
     let (release, sources) = match newest(series) {
         Ok(found) => found,
