@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use vm_tests::{Kernel, Series};
 
 use crate::apt::{self, Sources};
+use crate::janitor::Janitor;
 use crate::kernels;
 use crate::run::quietly;
 
@@ -59,7 +60,7 @@ fn packages(wanted: &[&str]) -> Result<()> {
         bail!("neither root nor sudo without a password; install these packages: {names}");
     }
     eprintln!("installing {names}");
-    let _quiet = NoDaemons::hold();
+    let _quiet = NoDaemons::hold()?;
     install(&missing).with_context(|| format!("could not install these packages: {names}"))
 }
 
@@ -93,27 +94,30 @@ fn try_install(missing: &[&str]) -> Result<()> {
 
 /// While it lives, packages do not start their services: nbd-server is wanted as a program, not as a daemon.
 struct NoDaemons {
-    ours: bool,
+    janitor: Option<Janitor>,
 }
 
 /// Where package scripts ask whether they may start a service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 impl NoDaemons {
-    fn hold() -> NoDaemons {
-        // One that is there belongs to the machine's owner. 101 means "forbidden by policy".
-        let write = format!("printf '#!/bin/sh\\nexit 101\\n' >{POLICY} && chmod 755 {POLICY}");
-        let ours = !Path::new(POLICY).exists() && as_root(&write).is_ok();
-        NoDaemons { ours }
+    fn hold() -> Result<NoDaemons> {
+        // One that is there belongs to the machine's owner.
+        if Path::new(POLICY).exists() {
+            return Ok(NoDaemons { janitor: None });
+        }
+        let sudo = if apt::is_root() { "" } else { "sudo -n " };
+        let janitor = Janitor::watch(&format!("{sudo}rm -f {POLICY}"))?;
+        // 101 means "forbidden by policy". Where it cannot be written, services start; the install goes on.
+        let written = as_root(&format!("printf '#!/bin/sh\\nexit 101\\n' >{POLICY} && chmod 755 {POLICY}"));
+        Ok(NoDaemons { janitor: written.is_ok().then_some(janitor) })
     }
 }
 
 impl Drop for NoDaemons {
     fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = as_root(&format!("rm -f {POLICY}"))
-        {
-            eprintln!("{POLICY} is still there and keeps services from being started: {error:#}");
+        if self.janitor.take().map(drop).is_some() && Path::new(POLICY).exists() {
+            eprintln!("{POLICY} is still there and keeps services from being started; delete it");
         }
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use vm_tests::kernel::{Kernel, Release, Series};
 
 use crate::apt::Sources;
+use crate::janitor::Janitor;
 use crate::run::quietly;
 
 /// Brings the newest kernel of every series into the cache.
@@ -78,6 +79,7 @@ fn unpack(release: &Release, sources: &Sources) -> Result<()> {
     let parent = home.parent().context("the kernel cache has no parent")?;
     fs::create_dir_all(parent)?;
     let scratch = tempfile::tempdir_in(parent)?;
+    let _janitor = Janitor::of_directory(scratch.path())?;
     let package = sources.download(release.package(), scratch.path())?;
     let tree = scratch.path().join("tree");
     quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
