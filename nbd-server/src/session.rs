@@ -1,9 +1,9 @@
 //! One connection, from greeting to goodbye.
 //!
 //! [`negotiate`] agrees on an export; [`transmit`] then takes requests, runs many at once and
-//! sends replies in whatever order they are ready. Follow one request: [`receive`] parses it,
-//! [`Connection::start`] sets it going, [`execute`] runs it on the device, a [`replies::Ticket`]
-//! answers it and [`replies`] sends the answer.
+//! sends replies in whatever order they are ready. Follow one request: `receive` parses it,
+//! `Connection::start` sets it going, `execute` runs it on the device, a `replies::Ticket`
+//! answers it and `replies` sends the answer.
 //!
 //! Nothing here knows a runtime: a connection is one future over any byte stream, so that a
 //! seeded executor can drive it too. A request that was received whole runs to completion even if
