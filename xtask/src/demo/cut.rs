@@ -4,8 +4,9 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use vm_tests::{Kernel, Kit, Scene, Series, Vm};
+use vm_tests::{Kernel, Kit, Scene, Series};
 
+use super::machine::Guest;
 use super::screen::Screen;
 use super::stage::{Disk, FileSystem, Found, Noted, Stage};
 use crate::janitor::{Janitor, quoted};
@@ -51,15 +52,15 @@ fn story(scene: &Scene, series: Series, screen: &mut Screen) -> Result<()> {
     let kernel = Kernel::find(series).context("the kernel vanished from the cache")?;
     screen.say(&format!("A virtual machine with Debian's {} and one disk:", kernel.release.package()))?;
     let disk = scene.disk("disk", DISK_BYTES)?;
-    let boot = |screen: &mut Screen| -> Result<Vm> {
+    let boot = |screen: &mut Screen| -> Result<Guest> {
         screen.line("  booting …")?;
         let mut vm = scene.vm().disk(&disk).boot()?;
         vm.run("mkdir /srv")?;
         screen.line(&format!("  up after {:.1} s", vm.boot_time().as_secs_f32()))?;
-        Ok(vm)
+        Ok(Guest::new(vm))
     };
-    let mut vm = boot(screen)?;
-    Stage { machine: &mut vm, screen }.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /srv")?;
+    let mut guest = boot(screen)?;
+    Stage { machine: &mut guest, screen }.run("mkfs.ext4 -q /dev/vda && mount /dev/vda /srv")?;
 
     let mut outcomes = Vec::new();
     for chapter in CHAPTERS {
@@ -69,14 +70,14 @@ fn story(scene: &Scene, series: Series, screen: &mut Screen) -> Result<()> {
             chapter.mode
         ))?;
         let disk = chapter.disk();
-        let noted = before(&mut Stage { machine: &mut vm, screen }, chapter, &disk)?;
+        let noted = before(&mut Stage { machine: &mut guest, screen }, chapter, &disk)?;
         screen.say("POWER CUT. The machine is gone at once, client, server and all. Power on again:")?;
-        vm.power_cut();
-        vm = boot(screen)?;
-        let found = after(&mut Stage { machine: &mut vm, screen }, chapter, &disk, &noted)?;
+        guest.vm.power_cut();
+        guest = boot(screen)?;
+        let found = after(&mut Stage { machine: &mut guest, screen }, chapter, &disk, &noted)?;
         outcomes.push(Outcome { chapter, found });
     }
-    vm.power_cut();
+    guest.vm.power_cut();
     sum_up(screen, &outcomes, start)
 }
 

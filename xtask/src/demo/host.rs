@@ -114,6 +114,7 @@ mod tests {
     use vm_tests::{Kit, Scene, Series};
 
     use super::*;
+    use crate::demo::machine::Guest;
 
     /// Machines that build this have no nbd driver; a guest is one that has.
     const KITS: &[Kit] = &[Kit::Ext4, Kit::Xfs, Kit::Ours];
@@ -122,29 +123,29 @@ mod tests {
     #[test]
     fn the_story_works_on_a_machine_with_the_driver() {
         Scene::play("demo_host_story", Series::V6_12, KITS, |scene| {
-            let mut vm = scene.vm().boot()?;
-            vm.run("mkdir /tmp/demo")?;
-            story(&mut vm, &mut Screen::dark(), Path::new("/tmp/demo"))?;
-            vm.run(&tidy_up(Path::new("/tmp/demo")))?;
-            vm.run(NOTHING_LEFT).map(drop)
+            let mut guest = Guest::new(scene.vm().boot()?);
+            guest.vm.run("mkdir /tmp/demo")?;
+            story(&mut guest, &mut Screen::dark(), Path::new("/tmp/demo"))?;
+            guest.vm.run(&tidy_up(Path::new("/tmp/demo")))?;
+            guest.vm.run(NOTHING_LEFT).map(drop)
         });
     }
 
     #[test]
     fn tidying_up_leaves_nothing_wherever_the_story_stopped() {
         Scene::play("demo_host_tidy", Series::V6_12, KITS, |scene| {
-            let mut vm = scene.vm().boot()?;
+            let mut guest = Guest::new(scene.vm().boot()?);
             let directory = Path::new("/tmp/demo");
             let disk = Disk::in_directory(directory, FileSystem::Ext4);
-            vm.run("mkdir -p /tmp/demo/mnt && truncate -s 512M /tmp/demo/ext4.img")?;
+            guest.vm.run("mkdir -p /tmp/demo/mnt && truncate -s 512M /tmp/demo/ext4.img")?;
             let mut screen = Screen::dark();
-            let mut stage = Stage { machine: &mut vm, screen: &mut screen };
+            let mut stage = Stage { machine: &mut guest, screen: &mut screen };
             let device = stage.attach(&disk)?;
             stage.fill(FileSystem::Ext4, &device, &disk)?;
-            vm.run("cp /run/spawn/nbd-server.pid /tmp/demo/server.pid")?;
-            vm.run(&tidy_up(directory))?;
-            vm.wait_exit("nbd-server")?;
-            vm.run(NOTHING_LEFT).map(drop)
+            guest.vm.run(&format!("cp /run/spawn/{}.pid /tmp/demo/server.pid", guest.server()))?;
+            guest.vm.run(&tidy_up(directory))?;
+            guest.vm.wait_exit(&guest.server())?;
+            guest.vm.run(NOTHING_LEFT).map(drop)
         });
     }
 }

@@ -22,28 +22,46 @@ pub(crate) trait Machine {
     fn stop(&mut self, signal: Signal) -> Result<()>;
 }
 
-const SERVER: &str = "nbd-server";
 const URI: &str = "nbd+unix:";
 
-impl Machine for Vm {
+/// A guest.
+pub(crate) struct Guest {
+    pub(crate) vm: Vm,
+    servers: u32,
+}
+
+impl Guest {
+    pub(crate) fn new(vm: Vm) -> Guest {
+        Guest { vm, servers: 0 }
+    }
+
+    /// What the harness calls the latest server. Each has a name of its own, or what an earlier one printed would
+    /// be taken for a word of this one.
+    pub(crate) fn server(&self) -> String {
+        format!("nbd-server-{}", self.servers)
+    }
+}
+
+impl Machine for Guest {
     fn prompt(&self) -> &'static str {
         "guest"
     }
 
     fn try_run(&mut self, command: &str) -> Result<Finished> {
-        Vm::try_run(self, command)
+        self.vm.try_run(command)
     }
 
     fn serve(&mut self, command: &str) -> Result<String> {
-        self.spawn(SERVER, &format!("exec {command}"))?;
+        self.servers += 1;
+        self.vm.spawn(&self.server(), &format!("exec {command}"))?;
         // Its log, which names the address too, comes over the same line.
-        let line = self.wait_for(SERVER, URI)?;
+        let line = self.vm.wait_for(&self.server(), URI)?;
         Ok(line.split_once(URI).map_or(String::new(), |(_, rest)| format!("{URI}{rest}")))
     }
 
     fn stop(&mut self, signal: Signal) -> Result<()> {
-        self.kill(SERVER, signal)?;
-        self.wait_exit(SERVER).map(drop)
+        self.vm.kill(&self.server(), signal)?;
+        self.vm.wait_exit(&self.server()).map(drop)
     }
 }
 
