@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::paths;
 
-const GUEST: &[&str] = &["nbd-server", "nbd-attach"];
+const GUEST: &[&str] = &["nbd-server", "nbd-attach", "promise"];
 const RELAY: &str = "vm-relay";
 /// Naming the target keeps the flags away from build scripts and procedural macros, which cannot be static.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -31,6 +31,12 @@ pub fn build_visibly() -> Result<()> {
     let status = cargo_build(GUEST, &directory).status().context("cannot run cargo")?;
     ensure!(status.success(), "the build failed ({status})");
     Ok(())
+}
+
+/// Our server for this machine: what is linked statically runs anywhere.
+pub(crate) fn server() -> Result<PathBuf> {
+    binaries()?;
+    Ok(built("nbd-server"))
 }
 
 /// The program that QEMU joins connections to the host with.

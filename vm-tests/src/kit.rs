@@ -22,7 +22,7 @@ pub enum Kit {
     Fio,
     /// strace.
     Strace,
-    /// Our nbd-server and nbd-attach, linked statically.
+    /// Our nbd-server and nbd-attach and the crash tests' workload, linked statically.
     Ours,
     /// A program on the host, not put into the guest.
     Host(&'static str),

@@ -6,6 +6,7 @@
 
 mod accel;
 mod builder;
+mod chance;
 mod channel;
 mod cpio;
 pub mod guest;
@@ -15,17 +16,23 @@ pub mod kernel;
 mod kit;
 mod modules;
 pub mod paths;
+pub mod promise;
 mod qemu;
 mod remains;
 mod scene;
+mod server;
 mod slot;
+mod steps;
 mod vm;
 
 pub use builder::{Builder, HOST_PORT};
+pub use chance::Chance;
 pub use kernel::{Kernel, Series};
 pub use kit::Kit;
 pub use remains::Remains;
 pub use scene::Scene;
+pub use server::HostServer;
+pub use steps::{Counters, Fs};
 pub use vm::{CommandFailed, Finished, Signal, Vm};
 
 /// Turns `fn name(scene: &Scene) -> anyhow::Result<()>` into the tests `name::on_6_1` and `name::on_6_12`, which

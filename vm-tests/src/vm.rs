@@ -47,6 +47,8 @@ pub enum Signal {
     Stop,
     /// Thaw.
     Cont,
+    /// Whatever the program says it means; our server reports its counters.
+    Usr1,
 }
 
 /// A guest command that exited with something other than 0.
@@ -194,7 +196,7 @@ impl Vm {
     }
 
     /// Polls what the guest has reported until there is an answer or the usual deadline passed.
-    fn poll<T>(&mut self, mut look: impl FnMut(&Remains) -> Result<Option<T>>) -> Result<T> {
+    pub(crate) fn poll<T>(&mut self, mut look: impl FnMut(&Remains) -> Result<Option<T>>) -> Result<T> {
         let deadline = Instant::now() + RUN_LIMIT;
         while Instant::now() < deadline {
             if let Some(found) = look(&self.remains)? {

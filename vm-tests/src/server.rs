@@ -1,0 +1,113 @@
+//! Our server on the host, for guests that reach it through [`crate::Builder::host_port`]. It outlives any guest and
+//! dies with the test.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::guest;
+use crate::scene::Scene;
+use crate::steps::Counters;
+
+/// A running server.
+pub struct HostServer {
+    child: Child,
+    log: PathBuf,
+    port: u16,
+}
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+impl HostServer {
+    /// Starts a server that listens on a port of the loopback, a free one if `port` is 0. Its log is called `name`.
+    pub fn start(scene: &Scene, name: &str, port: u16, arguments: &[&str]) -> Result<HostServer> {
+        let log = scene.logs().join(name);
+        // The kernel kills it when the test's thread ends, even by SIGKILL.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(guest::server()?);
+        command.args(["--listen", &format!("127.0.0.1:{port}")]).args(arguments);
+        command.stdin(Stdio::null());
+        command.stdout(File::create(log.with_extension("out"))?);
+        command.stderr(File::create(log.with_extension("log"))?);
+        let child = command.spawn().context("cannot start nbd-server")?;
+        let mut server = HostServer { child, log, port };
+        server.port = server.poll("listen", HostServer::said_port)?;
+        Ok(server)
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        text(&self.log.with_extension("log"))
+    }
+
+    /// What it has done until now.
+    pub fn counters(&mut self) -> Result<Counters> {
+        let before = self.log().lines().filter(|line| line.contains("counters=")).count();
+        self.signal(Signal::USR1)?;
+        self.poll("report its counters", |server| {
+            server.log().lines().filter(|line| line.contains("counters=")).nth(before).map(Counters::read)
+        })
+    }
+
+    /// Asks it to end, which it must do well.
+    pub fn stop(mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server ended with {status}:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Ends it at once.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).map_err(Into::into)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        kill_process(Pid::from_raw(pid).context("a child has a process id")?, signal)?;
+        Ok(())
+    }
+
+    fn said_port(&mut self) -> Option<u16> {
+        let said = text(&self.log.with_extension("out"));
+        let uri = said.lines().next()?;
+        uri.trim_end_matches('/').rsplit(':').next()?.parse().ok()
+    }
+
+    fn poll<T>(&mut self, what: &str, mut look: impl FnMut(&mut HostServer) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            if let Some(found) = look(self) {
+                return Ok(found);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended with {status} and did not {what}:\n{}", self.log());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the server did not {what} within {LIMIT:?}")
+    }
+}
+
+impl Drop for HostServer {
+    fn drop(&mut self) {
+        // It may have ended already; then there is only the zombie to collect.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}

@@ -1,0 +1,115 @@
+//! Steps that most tests of the product take: serve, attach, make a file system, keep promises, count.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::promise::{Promises, Verdict};
+use crate::vm::{Signal, Vm};
+
+/// A file system to live on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fs {
+    /// ext4; needs [`crate::Kit::Ext4`].
+    Ext4,
+    /// xfs; needs [`crate::Kit::Xfs`].
+    Xfs,
+}
+
+/// What a server says it did for its one export.
+#[derive(Debug, Clone)]
+pub struct Counters {
+    line: String,
+}
+
+impl Fs {
+    /// A device it fits on; xfs wants 300 MiB.
+    pub fn size(self) -> u64 {
+        match self {
+            Fs::Ext4 => 128 << 20,
+            Fs::Xfs => 320 << 20,
+        }
+    }
+
+    /// The command that makes one, for a device.
+    pub fn make(self, device: &str) -> String {
+        match self {
+            Fs::Ext4 => format!("mkfs.ext4 -q -F {device}"),
+            Fs::Xfs => format!("mkfs.xfs -q -f {device}"),
+        }
+    }
+
+    /// The command that finds faults in one, for a device that is not mounted.
+    pub fn check(self, device: &str) -> String {
+        match self {
+            Fs::Ext4 => format!("e2fsck -fn {device}"),
+            Fs::Xfs => format!("xfs_repair -n {device}"),
+        }
+    }
+}
+
+impl Counters {
+    /// Reads the counters from a line of the server's log.
+    pub(crate) fn read(line: &str) -> Counters {
+        Counters { line: line.replace("counters=", " ") }
+    }
+
+    /// The counter of this name.
+    pub fn count(&self, name: &str) -> Result<u64> {
+        let value = |word: &str| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+        self.line.split_whitespace().find_map(value).with_context(|| format!("no {name} in {}", self.line))
+    }
+}
+
+impl Vm {
+    /// Starts our server on a Unix socket named after it, and gives the URI once it serves.
+    pub fn serve(&mut self, name: &str, arguments: &str) -> Result<String> {
+        self.spawn(name, &format!("exec nbd-server --unix /run/{name}.sock {arguments}"))?;
+        // Standard error says it too, after the time.
+        let line = self.wait_for(name, "nbd+unix:")?;
+        Ok(line[line.find("nbd+unix:").unwrap_or(0)..].to_owned())
+    }
+
+    /// Attaches a URI by our tool and gives the device.
+    pub fn attach(&mut self, uri: &str, options: &str) -> Result<String> {
+        let attach = format!("nbd-attach attach '{uri}' {options} 2>/run/attach.err");
+        let out = self.run(&format!("{attach} || {{ cat /run/attach.err; exit 1; }}"))?;
+        ensure!(out.starts_with("/dev/nbd"), "attached as {out:?}");
+        Ok(out)
+    }
+
+    /// Makes a file system on a device and mounts it.
+    pub fn make_fs(&mut self, fs: Fs, device: &str, at: &str) -> Result<()> {
+        self.run(&format!("{} && mkdir -p {at} && mount {device} {at}", fs.make(device))).map(drop)
+    }
+
+    /// What a spawned server has done until now.
+    pub fn counters(&mut self, name: &str) -> Result<Counters> {
+        let reported = |log: &str| log.lines().filter(|line| line.contains("counters=")).count();
+        let before = reported(&self.log(name));
+        self.kill(name, Signal::Usr1)?;
+        self.poll(|remains| {
+            let log = remains.log(name);
+            Ok(log.lines().filter(|line| line.contains("counters=")).nth(before).map(Counters::read))
+        })
+        .with_context(|| format!("waiting for the counters of {name}"))
+    }
+
+    /// Starts `promise` in a directory.
+    pub fn promise(&mut self, name: &str, at: &str, writers: u32, seed: u64) -> Result<()> {
+        self.spawn(name, &format!("exec promise write {at} {writers} {seed}"))
+    }
+
+    /// Waits until a `promise` has made this many promises.
+    pub fn wait_for_promises(&mut self, name: &str, count: u64) -> Result<()> {
+        self.wait_for(name, &format!("#{count} ")).map(drop)
+    }
+
+    /// Looks whether a directory keeps the promises.
+    pub fn verify(&mut self, at: &str, promises: &Promises) -> Result<Verdict> {
+        ensure!(!promises.is_empty(), "nothing was promised at {at}");
+        let finished = self.try_run(&format!("promise verify {at} <<'END'\n{}END\n", promises.list()))?;
+        let lost: Vec<_> = finished.output.lines().filter(|line| line.starts_with("lost ")).collect();
+        ensure!((finished.code == 0) == lost.is_empty(), "promise verify failed: {}", finished.output);
+        let lost = lost.into_iter().map(str::to_owned).collect();
+        Ok(Verdict { promised: promises.len(), lost })
+    }
+}
