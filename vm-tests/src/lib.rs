@@ -32,7 +32,7 @@ pub use kit::Kit;
 pub use remains::Remains;
 pub use scene::Scene;
 pub use server::HostServer;
-pub use steps::{Counters, Fs};
+pub use steps::{Counters, DISK, Fs};
 pub use vm::{CommandFailed, Finished, Signal, Vm};
 
 /// Turns `fn name(scene: &Scene) -> anyhow::Result<()>` into the tests `name::on_6_1` and `name::on_6_12`, which

@@ -25,6 +25,16 @@ pub struct Verdict {
     pub lost: Vec<String>,
 }
 
+impl Verdict {
+    /// Fails, with the lines, if a promise was broken.
+    pub fn kept(&self, context: &str) -> anyhow::Result<()> {
+        let Verdict { promised, lost } = self;
+        println!("{context}: {promised} promised, {} lost", lost.len());
+        anyhow::ensure!(lost.is_empty(), "{context} lost:\n{}", lost.join("\n"));
+        Ok(())
+    }
+}
+
 impl Promises {
     /// Adds what the program announced. A line cut short by the power is not among a log's lines.
     pub fn hear(&mut self, log: &str) {

@@ -14,6 +14,9 @@ pub enum Fs {
     Xfs,
 }
 
+/// Room for any [`Fs`].
+pub const DISK: u64 = 128 << 20;
+
 /// What a server says it did for its one export.
 #[derive(Debug, Clone)]
 pub struct Counters {
@@ -21,19 +24,12 @@ pub struct Counters {
 }
 
 impl Fs {
-    /// A device it fits on; xfs wants 300 MiB.
-    pub fn size(self) -> u64 {
-        match self {
-            Fs::Ext4 => 128 << 20,
-            Fs::Xfs => 320 << 20,
-        }
-    }
-
     /// The command that makes one, for a device.
     pub fn make(self, device: &str) -> String {
         match self {
             Fs::Ext4 => format!("mkfs.ext4 -q -F {device}"),
-            Fs::Xfs => format!("mkfs.xfs -q -f {device}"),
+            // An ordinary log has 64 MiB, which a recovery reads at emulated speed.
+            Fs::Xfs => format!("mkfs.xfs -q -f --unsupported -l size=8m {device}"),
         }
     }
 
@@ -60,6 +56,27 @@ impl Counters {
 }
 
 impl Vm {
+    /// From now on nothing reaches a disk unless somebody asks for it: the kernel's own habit of writing back would
+    /// hide what a server forgets.
+    pub fn stop_writing_back(&mut self) -> Result<()> {
+        let ratios = "echo 95 >dirty_ratio; echo 90 >dirty_background_ratio";
+        self.run(&format!("cd /proc/sys/vm; {ratios}; echo 0 >dirty_writeback_centisecs")).map(drop)
+    }
+
+    /// The opposite of [`Vm::make_fs`]: unmounts, finds no fault in the file system, and detaches the device.
+    pub fn put_away(&mut self, fs: Fs, device: &str) -> Result<()> {
+        self.run(&format!("umount {device} && {} && nbd-attach detach {device}", fs.check(device))).map(drop)
+    }
+
+    /// Mounts what is on a device and looks whether it keeps the promises; one that cannot be mounted breaks them all.
+    pub fn recover(&mut self, device: &str, at: &str, promises: &Promises) -> Result<Verdict> {
+        let mounted = self.try_run(&format!("mkdir -p {at}; mount {device} {at}"))?;
+        if mounted.code != 0 {
+            return Ok(Verdict { promised: promises.len(), lost: vec![mounted.output] });
+        }
+        self.verify(at, promises)
+    }
+
     /// Starts our server on a Unix socket named after it, and gives the URI once it serves.
     pub fn serve(&mut self, name: &str, arguments: &str) -> Result<String> {
         self.spawn(name, &format!("exec nbd-server --unix /run/{name}.sock {arguments}"))?;

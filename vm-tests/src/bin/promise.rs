@@ -1,6 +1,7 @@
 //! The guest's workload for crash tests. `promise write DIR WRITERS SEED` writes files for ever, makes each durable as
-//! mail servers and databases do, and announces it only then; `promise verify DIR` reads announcements and says
-//! which are broken. It ends with 1 when the file system gives it an error, which it must not hide.
+//! mail servers and databases do, and announces it only then; it ends with 1 when the file system gives it an error,
+//! which it must not hide. `promise verify DIR` reads announcements and says which are broken. `promise noise NAME LEN`
+//! prints bytes that can be had again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +23,11 @@ fn main() -> Result<ExitCode> {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["write", dir, writers, seed] => write(Path::new(dir), writers.parse()?, seed.parse()?),
         ["verify", dir] => verify(Path::new(dir)),
-        _ => bail!("say: promise write DIR WRITERS SEED | promise verify DIR"),
+        ["noise", name, len] => {
+            io::stdout().write_all(&promise::contents(name, 0, len.parse()?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("say: promise write DIR WRITERS SEED | promise verify DIR | promise noise NAME LEN"),
     }
 }
 
