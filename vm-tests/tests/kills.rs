@@ -1,0 +1,110 @@
+//! Proves that a server killed in the middle of a workload takes nothing with it that was promised: writes fail
+//! loudly, a new server on the same file has every file whose fsync had returned. In `early-ack` a kill does lose what
+//! was acknowledged and never flushed, and only that.
+
+use anyhow::{Result, ensure};
+use vm_tests::promise::Promises;
+use vm_tests::{Chance, DISK, Fs, HOST_PORT, HostServer, Scene, Signal, Vm, on_both_kernels};
+
+/// Each with a server, a file and a device of its own.
+const LIVES: [(&str, &str, Fs); 4] = [
+    ("a", "writethrough", Fs::Ext4),
+    ("b", "writeback", Fs::Ext4),
+    ("c", "writeback", Fs::Xfs),
+    ("d", "early-ack", Fs::Xfs),
+];
+/// What a request without an answer waits for.
+const TIMEOUT: &str = "--timeout 2";
+
+on_both_kernels!(sigkill_in_the_guest, Ext4, Xfs, Ours);
+/// The servers are in the guest and killed one by one while all work.
+fn sigkill_in_the_guest(scene: &Scene) -> Result<()> {
+    let mut chance = Chance::new();
+    let mut vm = scene.vm().boot()?;
+    let mut devices = Vec::new();
+    for (name, mode, fs) in LIVES {
+        vm.run(&format!("truncate -s {DISK} /tmp/{name}"))?;
+        let uri = vm.serve(name, &format!("--durability {mode} /tmp/{name}"))?;
+        let device = vm.attach(&uri, TIMEOUT)?;
+        vm.make_fs(fs, &device, &format!("/mnt/{name}"))?;
+        vm.promise(&format!("{name}-promise"), &format!("/mnt/{name}"), 2, chance.next())?;
+        devices.push(device);
+    }
+    for (name, _, _) in LIVES {
+        vm.wait_for_promises(&format!("{name}-promise"), chance.within(20..60))?;
+        vm.kill(name, Signal::Kill)?;
+    }
+    for ((name, mode, fs), device) in LIVES.into_iter().zip(devices) {
+        let promises = mourn(&mut vm, &format!("{name}-promise"), &device)?;
+        let uri = vm.serve(&format!("{name}-again"), &format!("--durability {mode} /tmp/{name}"))?;
+        vm.attach(&uri, &format!("{TIMEOUT} --device {device}"))?;
+        vm.recover(&device, "/mnt", &promises)?.kept(&format!("{fs:?} {mode}, seed {}", chance.seed()))?;
+        vm.put_away(fs, &device)?;
+    }
+    Ok(())
+}
+
+/// Waits until a workload has felt the loss of its device, and frees the device.
+fn mourn(vm: &mut Vm, name: &str, device: &str) -> Result<Promises> {
+    ensure!(vm.wait_exit(name)? == 1, "a workload does not end by itself");
+    ensure!(vm.log(name).contains("stopped: "), "it must have been told");
+    let mut promises = Promises::default();
+    promises.hear(&vm.log(name));
+    vm.run(&format!("umount {device}; nbd-attach detach --force {device}"))?;
+    Ok(promises)
+}
+
+on_both_kernels!(sigkill_on_the_host, Ext4, Xfs, Ours);
+/// The same with the server on another machine, reached over two connections.
+fn sigkill_on_the_host(scene: &Scene) -> Result<()> {
+    let mut chance = Chance::new();
+    let spare = scene.disk("spare", DISK)?.display().to_string();
+    let server = HostServer::start(scene, "first", 0, &[&spare])?;
+    let port = server.port();
+    let mut vm = scene.vm().host_port(port).boot()?;
+    server.stop()?;
+    let uri = format!("nbd://{HOST_PORT}");
+    let options = format!("{TIMEOUT} --connections 2");
+
+    for (mode, fs) in [("writethrough", Fs::Xfs), ("writeback", Fs::Ext4)] {
+        let disk = scene.disk(mode, DISK)?.display().to_string();
+        let serve = |name: &str| HostServer::start(scene, name, port, &["--durability", mode, &disk]);
+        let server = serve(mode)?;
+        let device = vm.attach(&uri, &options)?;
+        vm.make_fs(fs, &device, "/mnt")?;
+        vm.promise(mode, "/mnt", 3, chance.next())?;
+        vm.wait_for_promises(mode, chance.within(20..80))?;
+        server.kill()?;
+        let promises = mourn(&mut vm, mode, &device)?;
+
+        let server = serve(&format!("{mode}-again"))?;
+        ensure!(vm.attach(&uri, &options)? == device, "not detached");
+        let verdict = vm.recover(&device, "/mnt", &promises)?;
+        verdict.kept(&format!("{fs:?} {mode}, seed {}", chance.seed()))?;
+        vm.put_away(fs, &device)?;
+        server.stop()?;
+    }
+    Ok(())
+}
+
+on_both_kernels!(price_of_early_ack, Ours);
+/// Killed, `early-ack` keeps what was flushed and loses what was not; `writeback` has both.
+fn price_of_early_ack(scene: &Scene) -> Result<()> {
+    let mut vm = scene.vm().boot()?;
+    vm.run("promise noise flushed 1048576 >/tmp/flushed; promise noise unflushed 1048576 >/tmp/unflushed")?;
+    for mode in ["writeback", "early-ack"] {
+        vm.run(&format!("truncate -s 16M /tmp/{mode}"))?;
+        let uri = vm.serve(mode, &format!("--durability {mode} --dirty-age 3600 /tmp/{mode}"))?;
+        let device = vm.attach(&uri, TIMEOUT)?;
+        vm.run(&format!("dd if=/tmp/flushed of={device} bs=64k oflag=direct conv=fsync"))?;
+        vm.run(&format!("dd if=/tmp/unflushed of={device} bs=64k oflag=direct seek=64"))?;
+        vm.kill(mode, Signal::Kill)?;
+        vm.wait_exit(mode)?;
+        vm.run(&format!("cmp -n 1048576 /tmp/flushed /tmp/{mode}"))?;
+        let found = vm.run(&format!("dd if=/tmp/{mode} bs=64k skip=64 count=16 2>/dev/null | md5sum"))?;
+        let kept = found == vm.run("md5sum </tmp/unflushed")?;
+        ensure!(kept == (mode == "writeback"), "{mode} has {found}");
+        vm.run(&format!("nbd-attach detach --force {device}"))?;
+    }
+    Ok(())
+}
