@@ -73,7 +73,7 @@ pub fn contents(name: &str, version: u64, len: usize) -> Vec<u8> {
     let mut noise =
         Chance::from(name.bytes().fold(version, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte)));
     while bytes.len() < len {
-        bytes.extend(noise.next().to_le_bytes());
+        bytes.extend(noise.draw().to_le_bytes());
     }
     bytes.truncate(len);
     bytes

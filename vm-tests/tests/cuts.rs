@@ -29,7 +29,7 @@ fn client_power_cuts(scene: &Scene) -> Result<()> {
                 vm.recover(&device, &at, kept)?.kept(&context)?;
             }
             if life < CUTS {
-                vm.promise(name, &at, 3, chance.next())?;
+                vm.promise(name, &at, 3, chance.draw())?;
             } else {
                 vm.put_away(fs, &device)?;
             }

@@ -70,7 +70,7 @@ fn four_connections(scene: &Scene) -> Result<()> {
     }
     vm.run("sync; grep -c 'transmission begins' /tmp/log | grep -x 8; : >/tmp/log")?;
     for (_, name) in file_systems {
-        vm.promise(name, &format!("/mnt/{name}"), 6, chance.next())?;
+        vm.promise(name, &format!("/mnt/{name}"), 6, chance.draw())?;
     }
     for (_, name) in file_systems {
         vm.wait_for_promises(name, chance.within(30..80))?;

@@ -34,7 +34,7 @@ fn lose_power(scene: &Scene, fs: Fs) -> Result<()> {
     }
     vm.run("sync")?;
     for mode in MODES {
-        vm.promise(&format!("{mode}-promise"), &format!("/mnt/{mode}"), 2, chance.next())?;
+        vm.promise(&format!("{mode}-promise"), &format!("/mnt/{mode}"), 2, chance.draw())?;
     }
     for mode in MODES {
         vm.wait_for_promises(&format!("{mode}-promise"), chance.within(20..60))?;
@@ -69,6 +69,8 @@ fn power_loss_after_sigterm(scene: &Scene) -> Result<()> {
     let mut vm = machine().boot()?;
     vm.stop_writing_back()?;
     for (mode, disk) in safe.iter().zip('a'..) {
+        // The kernel writes back what a device has cached when its last user closes it; that must not be the server.
+        vm.spawn(&format!("{mode}-holder"), &format!("exec sleep 100000 </dev/vd{disk}"))?;
         let uri = vm.serve(mode, &format!("--durability {mode} --dirty-age 3600 /dev/vd{disk}"))?;
         let device = vm.attach(&uri, "--timeout 5")?;
         vm.run(&format!(
