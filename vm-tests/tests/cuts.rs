@@ -5,7 +5,7 @@ use anyhow::Result;
 use vm_tests::promise::Promises;
 use vm_tests::{Chance, DISK, Fs, HOST_PORT, HostServer, Scene, on_both_kernels};
 
-const CUTS: u32 = 3;
+const CUTS: u32 = 2;
 const FILE_SYSTEMS: [(Fs, &str); 2] = [(Fs::Ext4, "ext4"), (Fs::Xfs, "xfs")];
 
 on_both_kernels!(client_power_cuts, Ext4, Xfs, Ours);
