@@ -61,7 +61,7 @@ const COMMON_MODULES: &[&str] = &[
     "crypto_simd",
 ];
 /// Images kept when a new one is built; old ones are mostly those of binaries since rebuilt.
-const IMAGES_KEPT: usize = 12;
+const IMAGES_KEPT: usize = 32;
 
 impl Image {
     /// An image for `kernel` with the given kits and further modules.
@@ -85,9 +85,10 @@ impl Image {
         let directory = paths::cache().join("images");
         fs::create_dir_all(&directory)?;
         let file = directory.join(format!("{:016x}.cpio", self.key()?));
-        if file.exists() {
+        // Opened rather than looked for: another test may be forgetting it at this moment.
+        if let Ok(found) = File::options().append(true).open(&file) {
             // Recently used images are the ones worth keeping.
-            File::options().append(true).open(&file)?.set_modified(SystemTime::now())?;
+            found.set_modified(SystemTime::now())?;
             return Ok(file);
         }
         forget_old(&directory)?;
@@ -239,7 +240,10 @@ fn forget_old(directory: &Path) -> Result<()> {
     let mut images = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        images.push((entry.metadata()?.modified()?, entry.path()));
+        // Another test's half-written image may have got its name just now, or an old one gone.
+        if let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) {
+            images.push((modified, entry.path()));
+        }
     }
     images.sort();
     let surplus = images.len().saturating_sub(IMAGES_KEPT);
