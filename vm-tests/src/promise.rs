@@ -1,5 +1,5 @@
 //! The files of the guest program `promise`, and what can be held against it: files say by themselves what they
-//! ought to contain, and every one that was made durable was announced as `#N promised NAME VERSION`. What is
+//! ought to contain, and every one that was made durable was announced as `#N promised NAME VERSION at UPTIME`. What is
 //! announced must be there after any crash, whole, in that version or a later one.
 
 use std::collections::BTreeMap;
@@ -38,9 +38,24 @@ impl Verdict {
 impl Promises {
     /// Adds what the program announced. A line cut short by the power is not among a log's lines.
     pub fn hear(&mut self, log: &str) {
+        self.hear_if(log, |_| true);
+    }
+
+    /// Takes apart what was promised until a time of the guest's, in seconds since its boot, and what later.
+    pub fn split(log: &str, uptime: f64) -> (Promises, Promises) {
+        let (mut until, mut later) = (Promises::default(), Promises::default());
+        until.hear_if(log, |at| at <= uptime);
+        later.hear_if(log, |at| at > uptime);
+        (until, later)
+    }
+
+    fn hear_if(&mut self, log: &str, counts: impl Fn(f64) -> bool) {
         for line in log.lines() {
-            let mut words = line.split(' ').skip_while(|word| *word != "promised").skip(1);
-            if let (Some(name), Some(Ok(version))) = (words.next(), words.next().map(str::parse::<u64>)) {
+            let words: Vec<&str> = line.split(' ').skip_while(|word| *word != "promised").collect();
+            if let ["promised", name, version, "at", at] = words[..]
+                && let (Ok(version), Ok(at)) = (version.parse::<u64>(), at.parse())
+                && counts(at)
+            {
                 let known = self.versions.entry(name.to_owned()).or_default();
                 *known = version.max(*known);
             }
@@ -120,7 +135,10 @@ mod tests {
     #[test]
     fn the_last_promise_counts() {
         let mut promises = Promises::default();
-        promises.hear("#1 promised a 5\n#2 promised b 1\nnoise\n#3 promised a 6\n");
+        let log = "#1 promised a 5 at 1.0\n#2 promised b 1 at 2.0\nnoise\n#3 promised a 6 at 3.5\n";
+        promises.hear(log);
         assert_eq!(promises.list(), "a 6\nb 1\n");
+        let (until, later) = Promises::split(log, 2.0);
+        assert_eq!((until.list(), later.list()), ("a 5\nb 1\n".into(), "a 6\n".into()));
     }
 }

@@ -120,6 +120,11 @@ impl Vm {
         self.wait_for(name, &format!("#{count} ")).map(drop)
     }
 
+    /// The guest's time, in seconds since its boot.
+    pub fn uptime(&mut self) -> Result<f64> {
+        Ok(self.run("cut -d' ' -f1 /proc/uptime")?.parse()?)
+    }
+
     /// Looks whether a directory keeps the promises.
     pub fn verify(&mut self, at: &str, promises: &Promises) -> Result<Verdict> {
         ensure!(!promises.is_empty(), "nothing was promised at {at}");

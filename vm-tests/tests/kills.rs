@@ -3,7 +3,7 @@
 //! was acknowledged and never flushed, and only that.
 
 use anyhow::{Result, ensure};
-use vm_tests::promise::Promises;
+use vm_tests::promise::{Promises, Verdict};
 use vm_tests::{Chance, DISK, Fs, HOST_PORT, HostServer, Scene, Signal, Vm, on_both_kernels};
 
 /// Each with a server, a file and a device of its own.
@@ -21,7 +21,7 @@ on_both_kernels!(sigkill_in_the_guest, Ext4, Xfs, Ours);
 fn sigkill_in_the_guest(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();
     let mut vm = scene.vm().boot()?;
-    let mut devices = Vec::new();
+    let (mut devices, mut deaths) = (Vec::new(), Vec::new());
     for (name, mode, fs) in LIVES {
         vm.run(&format!("truncate -s {DISK} /tmp/{name}"))?;
         let uri = vm.serve(name, &format!("--durability {mode} /tmp/{name}"))?;
@@ -33,25 +33,37 @@ fn sigkill_in_the_guest(scene: &Scene) -> Result<()> {
     for (name, _, _) in LIVES {
         vm.wait_for_promises(&format!("{name}-promise"), chance.within(20..60))?;
         vm.kill(name, Signal::Kill)?;
+        vm.wait_exit(name)?;
+        deaths.push(vm.uptime()?);
     }
-    for ((name, mode, fs), device) in LIVES.into_iter().zip(devices) {
-        let promises = mourn(&mut vm, &format!("{name}-promise"), &device)?;
+    for (((name, mode, fs), device), died) in LIVES.into_iter().zip(devices).zip(deaths) {
+        let (promises, later) = mourn(&mut vm, &format!("{name}-promise"), &device, died)?;
         let uri = vm.serve(&format!("{name}-again"), &format!("--durability {mode} /tmp/{name}"))?;
         vm.attach(&uri, &format!("{TIMEOUT} --device {device}"))?;
         vm.recover(&device, "/mnt", &promises)?.kept(&format!("{fs:?} {mode}, seed {}", chance.seed()))?;
+        note(&mut vm, &later)?;
         vm.put_away(fs, &device)?;
     }
     Ok(())
 }
 
-/// Waits until a workload has felt the loss of its device, and frees the device.
-fn mourn(vm: &mut Vm, name: &str, device: &str) -> Result<Promises> {
+/// Waits until a workload has felt the loss of its device, and frees the device. Gives what was promised while the
+/// server lived, which it must keep, and what the guest's kernel said to an fsync when no server was there to ask.
+fn mourn(vm: &mut Vm, name: &str, device: &str, died: f64) -> Result<(Promises, Promises)> {
     ensure!(vm.wait_exit(name)? == 1, "a workload does not end by itself");
     ensure!(vm.log(name).contains("stopped: "), "it must have been told");
-    let mut promises = Promises::default();
-    promises.hear(&vm.log(name));
+    let promises = Promises::split(&vm.log(name), died);
     vm.run(&format!("umount {device}; nbd-attach detach --force {device}"))?;
     Ok(promises)
+}
+
+/// Tells what became of promises that no server had a part in.
+fn note(vm: &mut Vm, later: &Promises) -> Result<()> {
+    if !later.is_empty() {
+        let Verdict { promised, lost } = vm.verify("/mnt", later)?;
+        println!("by the guest's kernel alone: {promised} promised, {} lost", lost.len());
+    }
+    Ok(())
 }
 
 on_both_kernels!(sigkill_on_the_host, Ext4, Xfs, Ours);
@@ -75,12 +87,14 @@ fn sigkill_on_the_host(scene: &Scene) -> Result<()> {
         vm.promise(mode, "/mnt", 3, chance.draw())?;
         vm.wait_for_promises(mode, chance.within(20..80))?;
         server.kill()?;
-        let promises = mourn(&mut vm, mode, &device)?;
+        let died = vm.uptime()?;
+        let (promises, later) = mourn(&mut vm, mode, &device, died)?;
 
         let server = serve(&format!("{mode}-again"))?;
         ensure!(vm.attach(&uri, &options)? == device, "not detached");
         let verdict = vm.recover(&device, "/mnt", &promises)?;
         verdict.kept(&format!("{fs:?} {mode}, seed {}", chance.seed()))?;
+        note(&mut vm, &later)?;
         vm.put_away(fs, &device)?;
         server.stop()?;
     }
