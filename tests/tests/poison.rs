@@ -31,9 +31,10 @@ fn assert_poisoned(client: &mut Client, whose: &str) {
     assert_eq!(client.read(8192, 4096).expect("reads go on"), pattern(1, 12288)[8192..], "{whose}");
 }
 
-/// Makes one sync fail, mends the disk, and then nothing may succeed any more.
+/// Makes one sync fail by injections that are parted by spaces, mends the disk, and then nothing may succeed any more.
 fn poison(mode: &str, inject: &str, provoke: impl Fn(&mut Client) -> WireError) {
-    let Some((_disk, traced)) = serve(mode, &[inject]) else { return };
+    let inject: Vec<&str> = inject.split(' ').collect();
+    let Some((_disk, traced)) = serve(mode, &inject) else { return };
     let mut same = Client::connect(&traced.server.endpoints()[0]);
     let mut another = Client::connect(&traced.server.endpoints()[1]);
     assert_eq!(provoke(&mut same), WireError::EIO);
@@ -60,6 +61,16 @@ fn e1_a_failed_flush() {
 #[test]
 fn e1_a_failed_fua_write() {
     poison("writeback", "pwritev2:error=EIO", |client| client.write(FUA, 0, &[1; 4096]));
+}
+
+#[test]
+fn e1_a_failed_fua_write_on_a_disk_that_then_takes_no_write() {
+    // A file system that aborts after the failed sync refuses the plain write as well: that must
+    // not make the sync's failure look like a write's own.
+    for refusal in ["EIO", "EROFS"] {
+        let inject = format!("pwritev2:error=EIO pwrite64:error={refusal}");
+        poison("writeback", &inject, |client| client.write(FUA, 0, &[1; 4096]));
+    }
 }
 
 #[test]

@@ -63,8 +63,9 @@ impl Storage {
 /// Writes with RWF_DSYNC, which syncs this range and no other.
 ///
 /// The call writes, then syncs, and tells of one error. Which half failed matters: a failed sync
-/// has consumed the kernel's only report of lost writes, also of earlier ones. So the plain write
-/// is tried again: if it succeeds where the durable one did not, it was the sync that failed.
+/// has consumed the kernel's only report of lost writes, also of earlier ones. Only a full disk is
+/// known to be the write's own fault, and only if it refuses the plain write too: a sync can also
+/// run out of space, and a file system that aborts after a failed sync refuses every write.
 fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
     let mut done = 0;
     while done < data.len() {
@@ -74,10 +75,17 @@ fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
             Ok(written) => done += written,
             Err(Errno::INTR) => {}
             Err(error) => {
-                file.write_all_at(&data[done..], at + done as u64)?;
-                return Err(sync_failure(error.into()));
+                let again = file.write_all_at(&data[done..], at + done as u64);
+                let full = again.is_err_and(|again| is_full(&again)) && is_full(&error.into());
+                return Err(if full { error.into() } else { sync_failure(error.into()) });
             }
         }
     }
     Ok(())
+}
+
+/// Whether there was no room for a write.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
