@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a tool may run.
@@ -41,7 +42,7 @@ pub fn skip(reason: &str) {
 
 /// Says aloud that the running test is skipped for want of something that no installation brings.
 pub fn excuse(reason: &str) {
-    let thread = std::thread::current();
+    let thread = thread::current();
     let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("a test"));
     // Not `eprintln`, which the test harness captures.
     let _nobody_may_read = std::io::stderr().write_all(line.as_bytes());
@@ -74,23 +75,32 @@ pub fn run<S: AsRef<OsStr>>(tool: &Path, args: &[S]) -> Done {
         .stderr(hand(&stderr))
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {}: {error}", tool.display()));
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("it is our child") {
-            break Some(status);
-        }
-        if started.elapsed() > PATIENCE {
-            let _may_have_ended = child.kill();
-            let _killed = child.wait();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let status = end_of(&mut child, PATIENCE, || false);
     let (stdout, stderr) = (text(&mut stdout), text(&mut stderr));
     let Some(status) = status else {
         panic!("{} did not end within {PATIENCE:?}:\n{stdout}\n{stderr}", tool.display());
     };
     Done { status, stdout, stderr }
+}
+
+/// Waits for a child to end. One that has not within `patience`, or whose end `enough` does not
+/// want to see, is killed.
+///
+/// # Panics
+/// When the child was waited for before.
+pub fn end_of(child: &mut Child, patience: Duration, enough: impl Fn() -> bool) -> Option<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("it is our child") {
+            return Some(status);
+        }
+        if started.elapsed() > patience || enough() {
+            let _may_have_ended = child.kill();
+            let _killed = child.wait();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Runs a tool that must succeed; returns its standard output.

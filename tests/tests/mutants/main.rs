@@ -10,11 +10,11 @@ use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use list::{MUTANTS, Mutant};
 use serde_json::Value;
+use tests::tool::end_of;
 
 /// Lives per mode with a planted fault; the ordinary run lives more.
 const SEEDS: &str = "1000";
@@ -122,19 +122,8 @@ fn passes(simulation: &Path, patience: Duration) -> bool {
         .stderr(Stdio::null())
         .spawn()
         .expect("the simulation starts");
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("our own child") {
-            return status.success();
-        }
-        let noticed = std::fs::read_to_string(&told).is_ok_and(|text| text.contains("FAILED"));
-        if noticed || started.elapsed() > patience {
-            child.kill().expect("our own child");
-            child.wait().expect("our own child");
-            return false;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    let noticed = || std::fs::read_to_string(&told).is_ok_and(|text| text.contains("FAILED"));
+    end_of(&mut child, patience, noticed).is_some_and(|status| status.success())
 }
 
 fn copy_tree(from: &Path, to: &Path) {
