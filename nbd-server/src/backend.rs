@@ -6,3 +6,12 @@ pub mod memory;
 pub mod null;
 
 mod storage;
+
+/// What a descriptor was opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading and writing.
+    ReadWrite,
+    /// Reading.
+    ReadOnly,
+}

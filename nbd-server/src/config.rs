@@ -14,8 +14,9 @@ use anyhow::{Context, bail, ensure};
 use common::proto::DEFAULT_PORT;
 use common::wire;
 
+use crate::backend::Access;
 use crate::backend::block::BlockBackend;
-use crate::backend::file::{Access, FileBackend};
+use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
 use crate::cli::{Cli, parse_size};

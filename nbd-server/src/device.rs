@@ -61,6 +61,22 @@ pub struct Shape {
     pub rotational: bool,
 }
 
+impl Shape {
+    /// A writable device of `size` bytes that does everything itself.
+    #[must_use]
+    pub fn capable(size: u64) -> Shape {
+        Shape {
+            size,
+            read_only: false,
+            block_preferred: 4096,
+            fua: Support::Native,
+            trim: Support::Native,
+            coherent: true,
+            rotational: false,
+        }
+    }
+}
+
 /// How something is had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Support {

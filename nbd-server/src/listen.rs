@@ -80,6 +80,7 @@ impl Listener {
 
     /// The next client. When descriptors have run out it rests until there may be one again.
     pub async fn accept(&self) -> Socket {
+        let mut told = false;
         loop {
             let accepted = match self {
                 Listener::Tcp(listener) => listener.accept().await.and_then(|(s, peer)| Socket::tcp(s, peer)),
@@ -88,7 +89,9 @@ impl Listener {
             match accepted {
                 Ok(socket) => return socket,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "cannot accept connections for now");
+                    }
                     sleep(ACCEPT_REST).await;
                 }
             }

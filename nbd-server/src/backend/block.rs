@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use common::command::{Fua, Hole};
 
-use super::file::{Access, punch};
-use super::storage::Storage;
+use super::Access;
+use super::storage::{Storage, punch};
 use crate::buf::IoBuf;
 use crate::device::{Backend, Shape, Support};
 use crate::engine::{Pool, ioctl};
@@ -20,23 +20,21 @@ pub struct BlockBackend {
 }
 
 impl BlockBackend {
-    /// Serves `device`, which is open for reading and, unless `read_only`, for writing.
+    /// Serves `device`, which is open for what `access` says.
     pub fn new(mut device: File, access: Access, pool: Pool) -> io::Result<BlockBackend> {
         let size = device.seek(SeekFrom::End(0))?;
         let queue = Queue::of(&device)?;
         let sector = queue.number("logical_block_size").unwrap_or(512).max(512);
         let physical = queue.number("physical_block_size").unwrap_or(4096);
         let shape = Shape {
-            size,
             read_only: access == Access::ReadOnly,
             block_preferred: u32::try_from(physical).unwrap_or(4096).next_power_of_two().max(4096),
-            fua: Support::Native,
             trim: match queue.number("discard_max_bytes") {
                 Some(1..) => Support::Native,
                 _ => Support::Emulate,
             },
-            coherent: true,
             rotational: queue.number("rotational") == Some(1),
+            ..Shape::capable(size)
         };
         Ok(BlockBackend { storage: Storage::new(device, pool), shape, sector })
     }

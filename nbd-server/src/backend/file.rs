@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io;
 
 use common::command::{Fua, Hole};
-use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::storage::Storage;
+use super::Access;
+use super::storage::{Storage, punch, zero_range};
 use crate::buf::IoBuf;
 use crate::device::{Backend, Shape, Support};
 use crate::engine::Pool;
@@ -18,29 +18,16 @@ pub struct FileBackend {
 }
 
 impl FileBackend {
-    /// Serves `file`, which is open for reading and, unless `read_only`, for writing.
+    /// Serves `file`, which is open for what `access` says.
     pub fn new(file: File, access: Access, pool: Pool) -> io::Result<FileBackend> {
         let size = file.metadata()?.len();
         let shape = Shape {
-            size,
             read_only: access == Access::ReadOnly,
-            block_preferred: 4096,
-            fua: Support::Native,
             trim: if access == Access::ReadWrite { probe_punch(&file, size) } else { Support::Emulate },
-            coherent: true,
-            rotational: false,
+            ..Shape::capable(size)
         };
         Ok(FileBackend { storage: Storage::new(file, pool), shape })
     }
-}
-
-/// What a descriptor was opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Reading and writing.
-    ReadWrite,
-    /// Reading.
-    ReadOnly,
 }
 
 impl Backend for FileBackend {
@@ -74,31 +61,6 @@ impl Backend for FileBackend {
 
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         self.storage.run(move |file| punch(file, at, len)).await
-    }
-}
-
-/// Gives the range's space back; it reads as zero.
-pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
-    call(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
-}
-
-/// Makes the range read as zero and keeps it allocated.
-fn zero_range(file: &File, at: u64, len: u64) -> io::Result<()> {
-    call(file, FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
-}
-
-fn call(file: &File, flags: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
-    let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
-    let (at, len) = (signed(at)?, signed(len)?);
-    loop {
-        match fallocate(file, flags, at, len) {
-            Ok(()) => return Ok(()),
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 

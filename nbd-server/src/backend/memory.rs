@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLock};
 use common::command::{Fua, Hole};
 
 use crate::buf::IoBuf;
-use crate::device::{Backend, Shape, Support};
+use crate::device::{Backend, Shape};
 
 /// Bytes per chunk: small enough to be sparse, large enough that a TiB has few.
 const CHUNK: usize = 256 << 10;
@@ -47,15 +47,7 @@ impl MemoryBackend {
 
 impl Backend for MemoryBackend {
     fn shape(&self) -> Shape {
-        Shape {
-            size: self.size,
-            read_only: false,
-            block_preferred: 4096,
-            fua: Support::Native,
-            trim: Support::Native,
-            coherent: true,
-            rotational: false,
-        }
+        Shape::capable(self.size)
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {

@@ -5,7 +5,7 @@ use std::io;
 use common::command::{Fua, Hole};
 
 use crate::buf::IoBuf;
-use crate::device::{Backend, Shape, Support};
+use crate::device::{Backend, Shape};
 
 /// Serves nothing at all.
 pub struct NullBackend {
@@ -15,15 +15,7 @@ pub struct NullBackend {
 
 impl Backend for NullBackend {
     fn shape(&self) -> Shape {
-        Shape {
-            size: self.size,
-            read_only: false,
-            block_preferred: 4096,
-            fua: Support::Native,
-            trim: Support::Native,
-            coherent: true,
-            rotational: false,
-        }
+        Shape::capable(self.size)
     }
 
     async fn read(&self, _at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {

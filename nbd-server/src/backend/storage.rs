@@ -1,4 +1,4 @@
-//! What files and block devices share: reading, writing and syncing one descriptor.
+//! What files and block devices share: reading, writing, syncing and punching one descriptor.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use common::command::Fua;
+use nix::fcntl::{FallocateFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buf::IoBuf;
@@ -88,4 +89,29 @@ fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
 fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Gives the range's space back; it reads as zero.
+pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
+    reshape(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
+}
+
+/// Makes the range read as zero and keeps it allocated.
+pub(super) fn zero_range(file: &File, at: u64, len: u64) -> io::Result<()> {
+    reshape(file, FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
+}
+
+fn reshape(file: &File, flags: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
+    let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    let (at, len) = (signed(at)?, signed(len)?);
+    loop {
+        match fallocate(file, flags, at, len) {
+            Ok(()) => return Ok(()),
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -52,9 +52,8 @@ impl Budget {
         Place { budget: self.clone(), ticket: None, bytes }
     }
 
-    /// Bytes held now.
-    #[must_use]
-    pub fn held(&self) -> usize {
+    #[cfg(test)]
+    fn held(&self) -> usize {
         lock(&self.state).held
     }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use common::command::{Fua, Hole};
 use futures::channel::oneshot;
 use nbd_server::buf::IoBuf;
-use nbd_server::device::{Backend, Shape, Support, sync_failure};
+use nbd_server::device::{Backend, Shape, sync_failure};
 
 /// Bytes that a power cut leaves whole.
 pub(crate) const UNIT: usize = 512;
@@ -210,15 +210,7 @@ impl Unit {
 
 impl Backend for Disk {
     fn shape(&self) -> Shape {
-        Shape {
-            size: self.lock().cache.len() as u64,
-            read_only: false,
-            block_preferred: 4096,
-            fua: Support::Native,
-            trim: Support::Native,
-            coherent: true,
-            rotational: false,
-        }
+        Shape::capable(self.lock().cache.len() as u64)
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
