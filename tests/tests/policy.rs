@@ -38,9 +38,10 @@ fn policy() -> Policy {
     }
 }
 
+/// Every crate that a build on this machine downloads; those for other systems are not here to be asked.
 fn crates() -> Vec<Crate> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &host()])
         .current_dir(workspace())
         .output()
         .expect("cargo runs");
@@ -53,6 +54,14 @@ fn crates() -> Vec<Crate> {
         source: text(&package["source"]),
     };
     metadata["packages"].as_array().expect("packages").iter().map(package).collect()
+}
+
+/// The triple of this machine.
+fn host() -> String {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its host").to_owned()
 }
 
 /// What the policy has against a crate.
