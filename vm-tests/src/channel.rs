@@ -1,5 +1,5 @@
-//! The line to the guest's agent: a serial port of its own, so that kernel messages never mix with what commands
-//! print. A call sends one command and gets its output and exit code, or says why it could not.
+//! The line to the guest's agent: a port of its own, so that kernel messages never mix with what commands print. A
+//! call sends one command and gets its output and exit code, or says why it could not.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -33,7 +33,7 @@ pub(crate) enum Lost {
 
 /// Before the marker that ends a command's output: a byte no text contains.
 const SEPARATOR: u8 = 0x1e;
-/// The serial port takes a line no longer than the kernel buffers for it.
+/// A command is a line that the guest's shell keeps in memory, a byte at a time.
 const COMMAND_MAX: usize = 32 * 1024;
 
 impl Channel {

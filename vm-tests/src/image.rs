@@ -36,7 +36,7 @@ enum Entry {
 }
 
 /// Loaded when the guest starts: disks and the network.
-const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net"];
+const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "virtio_net"];
 /// There for the asking, in every guest: the driver, its file systems, TLS and the ciphers the kernel wants for it.
 const COMMON_MODULES: &[&str] = &[
     "nbd",

@@ -119,7 +119,7 @@ fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Resul
     command.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
     command.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.image);
     command.args(["-append", KERNEL_ARGUMENTS]);
-    serial_ports(&mut command, outputs, agents);
+    ports(&mut command, outputs, agents);
     for (number, disk) in machine.disks.iter().enumerate() {
         // The guest's own cache dies with the machine; what it wrote to this disk is in a file of the host and stays.
         let drive = format!(
@@ -138,18 +138,19 @@ fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Resul
     Ok(command)
 }
 
-/// ttyS0 to ttyS3, each with an interrupt of its own: PC serial ports that share one lose interrupts in QEMU.
-fn serial_ports(command: &mut Command, outputs: &Outputs, agents: &[PathBuf; 2]) {
+/// The kernel's console, a serial port, and three virtio ports: two for the agents and one for what is spawned.
+fn ports(command: &mut Command, outputs: &Outputs, agents: &[PathBuf; 2]) {
+    let console = format!("file,id=console,path={}", escaped(&outputs.console));
+    command.args(["-chardev", &console, "-device", "isa-serial,chardev=console"]);
+    command.args(["-device", "virtio-serial-pci"]);
     let backends = [
-        format!("file,path={}", escaped(&outputs.console)),
         format!("socket,path={}", escaped(&agents[0])),
         format!("socket,path={}", escaped(&agents[1])),
         format!("file,path={}", escaped(&outputs.spawned)),
     ];
-    for (port, (backend, irq)) in backends.iter().zip([4, 3, 5, 7]).enumerate() {
-        let (kind, options) = backend.split_once(',').unwrap_or((backend, ""));
-        command.args(["-chardev", &format!("{kind},id=tty{port},{options}")]);
-        command.args(["-device", &format!("isa-serial,chardev=tty{port},index={port},irq={irq}")]);
+    for (backend, number) in backends.iter().zip(1..) {
+        let port = format!("virtserialport,chardev=port{number},nr={number}");
+        command.args(["-chardev", &format!("{backend},id=port{number}"), "-device", &port]);
     }
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# spawn NAME BASE64: runs a command in the background, in a process group of its own. Its output goes to ttyS3,
-# each line marked "NAME: "; "NAME>" tells that it started and "NAME! CODE" that it and its output ended.
+# spawn NAME BASE64: runs a command in the background, in a process group of its own. Its output goes to the
+# port that init holds open as 9, each line marked "NAME: "; "NAME>" tells that it started and "NAME! CODE" that it and its output ended.
 name=$1
 file=/run/spawn/$name
 rm -f "$file.pid"
@@ -15,5 +15,5 @@ export SPAWNED="$(echo "$2" | base64 -d)"
         printf '%s: %s\n' "$name" "$line"
     done
     echo "$name! $(cat "$file.code")"
-} </dev/null >/dev/ttyS3 2>&1 &
+} </dev/null >&9 2>&1 &
 until [ -s "$file.pid" ]; do usleep 10000; done
