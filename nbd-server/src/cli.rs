@@ -38,6 +38,11 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_size)]
     pub early_ack_max: u64,
 
+    /// Where to keep the epochs of block devices and of files on file systems without extended
+    /// attributes [default: $STATE_DIRECTORY, as systemd sets it]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
     /// Refuse writes; files are opened for reading only
     #[arg(long)]
     pub read_only: bool,

@@ -22,8 +22,10 @@ use crate::backend::null::NullBackend;
 use crate::cli::{Cli, parse_size};
 use crate::device::{Device, leaf};
 use crate::durability::EarlyLimits;
+use crate::durability::epoch::Ledger;
 use crate::engine::Pool;
 use crate::export::{Export, NameTaken, Registry};
+use crate::ledger;
 
 /// Sizes typed by a person must be a multiple of this many bytes.
 const SECTOR: u64 = 512;
@@ -53,14 +55,14 @@ pub struct Config {
 impl Config {
     /// Opens and checks everything.
     pub fn open(cli: &Cli, pool: &Pool) -> anyhow::Result<Config> {
-        let access = if cli.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let opener = Opener::new(cli, pool);
         let limits = early_limits(cli)?;
         let mut exports = Registry::default();
         for spec in &cli.exports {
             let (name, spec) = split_name(spec);
             wire::string(name.as_bytes()).with_context(|| format!("the export name {name:?}"))?;
-            let storage = open_storage(spec, access, pool)?;
-            let export = Export::new(name.to_owned(), storage, cli.durability, limits);
+            let (storage, ledger) = opener.open(spec)?;
+            let export = Export::new(name.to_owned(), storage, cli.durability, limits, ledger);
             if let Err(NameTaken) = exports.add(export) {
                 match name {
                     "" => bail!("only one export can go without a name; name the others: NAME={spec}"),
@@ -121,14 +123,65 @@ fn split_name(text: &str) -> (&str, &str) {
     }
 }
 
-fn open_storage(spec: &str, access: Access, pool: &Pool) -> anyhow::Result<Arc<dyn Device>> {
-    if let Some(size) = spec.strip_prefix("memory:") {
-        return Ok(leaf(MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?));
+/// Opens what is to be served, as the command line says.
+struct Opener<'a> {
+    access: Access,
+    state_dir: Option<PathBuf>,
+    pool: &'a Pool,
+}
+
+/// What is served, and where its epoch is kept.
+type Opened = (Arc<dyn Device>, Ledger);
+
+impl Opener<'_> {
+    fn new<'a>(cli: &Cli, pool: &'a Pool) -> Opener<'a> {
+        let access = if cli.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let given = || std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Opener { access, state_dir: cli.state_dir.clone().or_else(given), pool }
     }
-    if let Some(size) = spec.strip_prefix("null:") {
-        return Ok(leaf(NullBackend { size: typed_size(spec, size)? }));
+
+    fn open(&self, spec: &str) -> anyhow::Result<Opened> {
+        if let Some(size) = spec.strip_prefix("memory:") {
+            let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
+            return Ok((leaf(memory), ledger::volatile()));
+        }
+        if let Some(size) = spec.strip_prefix("null:") {
+            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), ledger::nothing_to_lose()));
+        }
+        self.open_path(Path::new(spec))
     }
-    open_path(Path::new(spec), access, pool)
+
+    fn open_path(&self, path: &Path) -> anyhow::Result<Opened> {
+        let (shown, access) = (path.display(), self.access);
+        let kind = std::fs::metadata(path).with_context(|| format!("cannot open {shown}"))?.file_type();
+        ensure!(!kind.is_dir(), "{shown} is a directory; give a regular file or a block device");
+        ensure!(
+            kind.is_file() || kind.is_block_device(),
+            "{shown} is neither a regular file nor a block device"
+        );
+
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        if kind.is_block_device() && access == Access::ReadWrite {
+            // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
+            options.custom_flags(nix::libc::O_EXCL);
+        }
+        let file = options.open(path).map_err(|error| explain_open(path, access, &error))?;
+        let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
+        lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
+        let ledger = match access {
+            Access::ReadWrite => {
+                ledger::open(&file, path, self.state_dir.as_deref(), self.pool).context(format!("{shown}"))?
+            }
+            Access::ReadOnly => ledger::nothing_to_lose(),
+        };
+        let device = if kind.is_block_device() {
+            leaf(BlockBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+        } else {
+            leaf(FileBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+        };
+        Ok((device, ledger))
+    }
 }
 
 fn typed_size(spec: &str, size: &str) -> anyhow::Result<u64> {
@@ -141,27 +194,6 @@ fn typed_size(spec: &str, size: &str) -> anyhow::Result<u64> {
     );
     ensure!(i64::try_from(size).is_ok(), "{spec}: the size is larger than any device can be");
     Ok(size)
-}
-
-fn open_path(path: &Path, access: Access, pool: &Pool) -> anyhow::Result<Arc<dyn Device>> {
-    let shown = path.display();
-    let kind = std::fs::metadata(path).with_context(|| format!("cannot open {shown}"))?.file_type();
-    ensure!(!kind.is_dir(), "{shown} is a directory; give a regular file or a block device");
-    ensure!(kind.is_file() || kind.is_block_device(), "{shown} is neither a regular file nor a block device");
-
-    let mut options = OpenOptions::new();
-    options.read(true).write(access == Access::ReadWrite);
-    if kind.is_block_device() && access == Access::ReadWrite {
-        // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
-        options.custom_flags(nix::libc::O_EXCL);
-    }
-    let file = options.open(path).map_err(|error| explain_open(path, access, &error))?;
-    let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
-    lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
-    if kind.is_block_device() {
-        return Ok(leaf(BlockBackend::new(file, access, pool.clone()).context(format!("{shown}"))?));
-    }
-    Ok(leaf(FileBackend::new(file, access, pool.clone()).context(format!("{shown}"))?))
 }
 
 fn explain_open(path: &Path, access: Access, error: &io::Error) -> anyhow::Error {

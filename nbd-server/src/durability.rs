@@ -1,4 +1,4 @@
-//! What an acknowledgement promises: one enum, one match, one layer per mode.
+//! What an acknowledgement promises: one enum, one layer per mode.
 //!
 //! | mode | a plain write is acknowledged when | FLUSH and FUA |
 //! |---|---|---|
@@ -7,20 +7,21 @@
 //! | `early-ack` | it was received and copied to a bounded cache | empty the cache, then as above |
 //! | `unsafe` | the kernel has it | are acknowledged and ignored |
 //!
-//! Nothing in the session or the protocol knows the mode.
+//! Nothing in the session or the protocol knows the mode, which the operator may change while
+//! clients are connected: see [`Durability`]. What a server may forget is told by [`epoch`].
 
 mod careless;
 mod early;
+pub mod epoch;
+mod gate;
+mod modes;
 mod stable;
 mod syncs;
 
-use std::sync::Arc;
+use std::fmt;
 
-use common::command::Fua;
-
-use crate::device::{Device, layered};
 pub use early::EarlyLimits;
-use syncs::Syncs;
+pub use modes::{ChangeError, Durability};
 
 /// What the server may acknowledge before data is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,22 +37,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Puts the layers that keep the mode's promise on top of `storage`.
-    #[must_use]
-    pub fn promise(self, storage: Arc<dyn Device>, limits: EarlyLimits) -> Arc<dyn Device> {
-        let syncs = Arc::new(Syncs::new());
-        let stable = |every_write| Box::new(stable::Stable::new(every_write, syncs.clone()));
-        match self {
-            Mode::Writethrough => layered(stable(Fua::Yes), storage),
-            Mode::Writeback => layered(stable(Fua::No), storage),
-            Mode::EarlyAck => {
-                let early = early::Early::new(limits, syncs.clone());
-                layered(Box::new(early), layered(stable(Fua::No), storage))
-            }
-            Mode::Unsafe => layered(Box::new(careless::Careless), storage),
-        }
-    }
-
     /// How the export's description names the mode to clients.
     #[must_use]
     pub fn description(self) -> &'static str {
@@ -61,5 +46,16 @@ impl Mode {
             Mode::EarlyAck => "durability=early-ack",
             Mode::Unsafe => "durability=unsafe (UNSAFE: FLUSH and FUA are ignored)",
         }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Writethrough => "writethrough",
+            Mode::Writeback => "writeback",
+            Mode::EarlyAck => "early-ack",
+            Mode::Unsafe => "unsafe",
+        })
     }
 }

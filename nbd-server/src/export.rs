@@ -13,8 +13,9 @@ use common::handshake::server::Exports;
 use common::handshake::{self, BlockSizes, Listed};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
 
-use crate::device::{Device, Shape, Support, layered};
-use crate::durability::{EarlyLimits, Mode};
+use crate::device::{Device, Health, Shape, Support, layered};
+use crate::durability::epoch::Ledger;
+use crate::durability::{ChangeError, Durability, EarlyLimits, Mode};
 use crate::layer::order::Order;
 use crate::metrics::Counters;
 
@@ -25,17 +26,24 @@ const BLOCK_MIN: u32 = 1;
 pub struct Export {
     name: String,
     device: Arc<dyn Device>,
-    storage: Arc<dyn Device>,
-    mode: Mode,
+    durability: Arc<Durability>,
     counters: Counters,
 }
 
 impl Export {
-    /// Puts the durability mode and the order of overlapping writes on top of `storage`.
+    /// Puts the durability modes and the order of overlapping writes on top of `storage`.
     #[must_use]
-    pub fn new(name: String, storage: Arc<dyn Device>, mode: Mode, limits: EarlyLimits) -> Export {
-        let device = layered(Box::new(Order::default()), mode.promise(storage.clone(), limits));
-        Export { name, device, storage, mode, counters: Counters::default() }
+    pub fn new(
+        name: String,
+        storage: Arc<dyn Device>,
+        mode: Mode,
+        limits: EarlyLimits,
+        ledger: Ledger,
+    ) -> Export {
+        let durability = Durability::over(&storage, mode, limits, ledger);
+        let promising = layered(Box::new(durability.clone()), storage);
+        let device = layered(Box::new(Order::default()), promising);
+        Export { name, device, durability, counters: Counters::default() }
     }
 
     /// The name clients ask for; empty for the default export.
@@ -68,13 +76,56 @@ impl Export {
         }
     }
 
+    /// What it may acknowledge before data is safe.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.durability.mode()
+    }
+
+    /// Changes the mode under the feet of its connections. Everything acknowledged before is
+    /// stable when this returns.
+    ///
+    /// # Errors
+    /// The old mode stays in force.
+    pub async fn change_mode(&self, to: Mode) -> Result<(), ChangeError> {
+        self.durability.change(to).await
+    }
+
+    /// Makes everything acknowledged before now stable, in every mode.
+    pub async fn drain(&self) -> io::Result<()> {
+        self.durability.settle().await
+    }
+
+    /// Goes on although acknowledged data may be lost; returns whether it may have been.
+    pub async fn forgive(&self) -> bool {
+        self.durability.forgive().await
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.device.health()
+    }
+
+    /// The write verifier: changes exactly when acknowledged data may have been lost. There is
+    /// none where nothing is ever written.
+    #[must_use]
+    pub fn epoch(&self) -> Option<u64> {
+        (!self.device.shape().read_only).then(|| self.durability.epoch())
+    }
+
     /// Makes everything stable at the end, in every mode.
     pub async fn close(&self) -> io::Result<()> {
-        self.device.flush().await?;
-        if self.mode == Mode::Unsafe {
-            self.storage.flush().await?;
+        self.durability.close().await
+    }
+
+    /// What people and programs are told about its promises.
+    fn description(&self) -> String {
+        let mode = self.mode().description();
+        match self.epoch() {
+            Some(epoch) => format!("{mode} epoch={epoch:016x}"),
+            None => mode.to_owned(),
         }
-        Ok(())
     }
 
     fn describe(&self) -> handshake::Export {
@@ -88,7 +139,7 @@ impl Export {
                 maximum_payload: payload_max,
             }),
             name: Some(self.name.clone()),
-            description: Some(self.mode.description().to_owned()),
+            description: Some(self.description()),
         }
     }
 }
@@ -140,7 +191,7 @@ impl Exports for Registry {
     fn list(&self) -> Vec<Listed> {
         let listed = |export: &Arc<Export>| Listed {
             name: export.name.clone(),
-            description: Some(export.mode.description().to_owned()),
+            description: Some(export.description()),
         };
         self.iter().map(listed).collect()
     }

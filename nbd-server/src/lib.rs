@@ -10,6 +10,7 @@
 //! | [`server`], [`listen`], [`transport`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
 //! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
 //! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
+//! | [`ledger`] | where an export's epoch is kept | `durability`, `engine` |
 //! | [`durability`], [`layer`] | what an acknowledgement promises; order of overlapping writes | `device`, `buf` |
 //! | [`backend`] | what stores bytes | `device`, `buf`, `engine` |
 //! | [`engine`] | how operations reach the disk | nothing of ours |
@@ -28,6 +29,7 @@ pub mod durability;
 pub mod engine;
 pub mod export;
 pub mod layer;
+pub mod ledger;
 pub mod listen;
 pub mod metrics;
 pub mod server;

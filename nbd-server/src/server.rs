@@ -152,7 +152,7 @@ impl Signals {
                 _ = self.interrupt.recv() => return,
                 _ = self.report.recv() => {
                     for export in shared.exports.iter() {
-                        let health = export.device().health();
+                        let health = export.health();
                         tracing::info!(
                             export = export.name(),
                             counters = %export.counters(),

@@ -35,12 +35,13 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("backend", &["buf", "device", "engine"]),
     ("layer", &["buf", "device"]),
     ("durability", &["buf", "device"]),
+    ("ledger", &["device", "durability", "engine"]),
     ("export", &["device", "durability", "layer", "metrics"]),
     ("session", &["buf", "device", "export", "metrics"]),
     ("listen", &["transport"]),
     ("worker", &["device", "export", "session", "transport"]),
     ("cli", &["durability"]),
-    ("config", &["backend", "cli", "device", "durability", "engine", "export"]),
+    ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger"]),
     ("server", &["buf", "config", "export", "listen", "session", "worker"]),
 ];
 

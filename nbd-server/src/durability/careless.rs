@@ -1,16 +1,34 @@
 //! `unsafe`: FLUSH and FUA are acknowledged and ignored.
 
+use std::sync::Arc;
+
 use common::command::{Fua, Hole};
 
+use super::syncs::Syncs;
 use crate::buf::IoBuf;
 use crate::device::{Device, Io, Layer};
 
 /// Promises nothing.
-pub(super) struct Careless;
+pub(super) struct Careless {
+    /// For whoever wants everything stable after all: another mode, or the end.
+    syncs: Arc<Syncs>,
+}
+
+impl Careless {
+    pub(super) fn new(syncs: Arc<Syncs>) -> Careless {
+        Careless { syncs }
+    }
+
+    async fn count(&self, done: Io<'_, ()>) -> std::io::Result<()> {
+        let done = done.await;
+        self.syncs.wrote();
+        done
+    }
+}
 
 impl Layer for Careless {
     fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, _fua: Fua) -> Io<'a, ()> {
-        below.write(at, data, Fua::No)
+        Box::pin(self.count(below.write(at, data, Fua::No)))
     }
 
     fn flush<'a>(&'a self, _below: &'a dyn Device) -> Io<'a, ()> {
@@ -18,10 +36,10 @@ impl Layer for Careless {
     }
 
     fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, _fua: Fua) -> Io<'a, ()> {
-        below.zero(at, len, hole, Fua::No)
+        Box::pin(self.count(below.zero(at, len, hole, Fua::No)))
     }
 
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, _fua: Fua) -> Io<'a, ()> {
-        below.trim(at, len, Fua::No)
+        Box::pin(self.count(below.trim(at, len, Fua::No)))
     }
 }

@@ -3,9 +3,9 @@
 //! - A FLUSH is answered only by a sync that *started after* the FLUSH was received; those that
 //!   arrive while one runs share the next one.
 //! - With nothing written since the last durable point there is nothing to sync.
-//! - The first failed sync poisons the export for every connection, present and future: the
-//!   kernel reports lost writes once, and a second sync that returns success proves nothing. A
-//!   sync that succeeded checks for poison again before anyone is told.
+//! - The first failed sync poisons the export for every connection, present and future, until
+//!   the operator forgives it: the kernel reports lost writes once, and a second sync that returns
+//!   success proves nothing. A sync that succeeded checks for poison again before anyone is told.
 
 use std::future::poll_fn;
 use std::io;
@@ -28,6 +28,8 @@ struct State {
     finished: u64,
     poison: Option<String>,
     waiting: Vec<Waker>,
+    /// Who waits to be forgiven.
+    poisoned: Option<Waker>,
 }
 
 /// What a waiting FLUSH is to do.
@@ -47,12 +49,44 @@ impl Syncs {
             finished: 0,
             poison: None,
             waiting: Vec::new(),
+            poisoned: None,
         }))
     }
 
-    /// Fails if a sync ever failed.
+    /// Fails if a sync ever failed and was not forgiven.
     pub(super) fn check(&self) -> io::Result<()> {
         self.lock().check()
+    }
+
+    /// Whether [`Syncs::check`] fails.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.lock().poison.is_some()
+    }
+
+    /// Waits while the export is poisoned; for one task, the writer of the early-ack cache.
+    pub(super) fn poll_well(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.poison.is_none() {
+            return Poll::Ready(());
+        }
+        state.poisoned = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether everything that was written is stable.
+    pub(super) fn are_done(&self) -> bool {
+        let state = self.lock();
+        state.poison.is_none() && state.durable >= state.written
+    }
+
+    /// The operator knows that acknowledged data may be lost. Nobody knows what is stable.
+    pub(super) fn forgive(&self) {
+        let mut state = self.lock();
+        state.written += 1;
+        if let Some(cause) = state.poison.take() {
+            tracing::warn!(%cause, "the operator forgives the loss: FLUSH and writes work again");
+        }
+        state.poisoned.take().into_iter().for_each(Waker::wake);
     }
 
     /// Acknowledged data is lost, or may be: nothing succeeds from now on.
@@ -124,7 +158,7 @@ impl State {
         match &self.poison {
             None => Ok(()),
             Some(cause) => Err(io::Error::other(format!(
-                "acknowledged data may be lost ({cause}); repair the storage and restart the server"
+                "acknowledged data may be lost ({cause}) until the storage is repaired and nbd-server ctl clear-poison is run"
             ))),
         }
     }

@@ -12,6 +12,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use crate::disk::{Fault, UNIT};
 use crate::life::{Life, Violation};
 
+const MODES: [Mode; 4] = [Mode::Writethrough, Mode::Writeback, Mode::EarlyAck, Mode::Unsafe];
 const UNITS: usize = 8;
 const CONNECTIONS: usize = 3;
 const STEPS: u64 = 60;
@@ -52,11 +53,13 @@ fn act(life: &mut Life, rng: &mut TestRng, faults: bool) {
         }
         86..91 => life.world.pass_time(),
         91..95 => life.reconnect(connection),
-        95..98 => {
+        95..97 => {
             let units = units(rng);
             let sent = rng.random_range(0..units.len() * UNIT);
             life.break_off(connection, &units, sent);
         }
+        97 => life.change_mode(MODES[rng.random_range(0..MODES.len())]),
+        98 => life.forgive(),
         _ => life.restart(),
     }
 }

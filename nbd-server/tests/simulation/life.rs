@@ -6,12 +6,13 @@ use std::ops::Range;
 
 use common::command::Fua;
 use common::proto::{CommandFlags, CommandType, WireError};
-use nbd_server::durability::Mode;
+use nbd_server::durability::{ChangeError, Mode};
 
 use crate::client::Client;
 use crate::disk::{Disk, Fault, Op, UNIT};
 use crate::oracle::{History, Write};
-use crate::world::{LIMITS, World};
+use crate::record::BOOT;
+use crate::world::{self, LIMITS, World};
 
 /// What every unit holds before anything is written.
 const INITIAL: u8 = 255;
@@ -23,7 +24,6 @@ pub(crate) type Violation = String;
 
 /// A server, its connections, and what was promised so far.
 pub(crate) struct Life {
-    mode: Mode,
     units: usize,
     pub(crate) world: World,
     connections: Vec<Connection>,
@@ -32,6 +32,10 @@ pub(crate) struct Life {
     values: u8,
     /// Since when nothing may be acknowledged as durable.
     poisoned: Option<u64>,
+    /// Changes of the mode that are under way, and when each was asked for.
+    changes: Vec<(u64, world::Asked<Result<(), ChangeError>>)>,
+    /// The epoch that holds unless there is a loss.
+    epoch: u64,
 }
 
 struct Connection {
@@ -55,8 +59,9 @@ impl Life {
         disk.hold(|_| true);
         let world = World::on(disk, mode);
         let connections = (0..connections).map(|_| Connection::new(&world)).collect();
-        let history = History::new(mode, INITIAL);
-        Life { mode, units, world, connections, history, now: 1, values: 0, poisoned: None }
+        let history = History::new(INITIAL);
+        let (epoch, changes) = (world.epoch(), Vec::new());
+        Life { units, world, connections, history, now: 1, values: 0, poisoned: None, changes, epoch }
     }
 
     /// Does one thing, lets everything run, and checks the contract.
@@ -78,9 +83,8 @@ impl Life {
         } else {
             (client.ask(kind, at, len, flags), 0)
         };
-        let durable = fua == Fua::Yes;
         let asked = Asked::Write(self.history.writes.len());
-        self.history.writes.push(Write { units, value, durable, received: self.now, acknowledged: None });
+        self.history.writes.push(Write::new(units, value, fua == Fua::Yes, self.now));
         self.connections[connection].asked.insert(cookie, asked);
     }
 
@@ -111,7 +115,7 @@ impl Life {
     fn poisons(&self, op: Op) -> bool {
         match op {
             Op::Sync | Op::Write(_, _, Fua::Yes) => true,
-            Op::Write(_, _, Fua::No) => self.mode == Mode::EarlyAck,
+            Op::Write(_, _, Fua::No) => self.world.mode() == Mode::EarlyAck,
             Op::Read(..) | Op::Zero(..) | Op::Trim(..) => false,
         }
     }
@@ -133,20 +137,43 @@ impl Life {
         self.reconnect(connection);
     }
 
-    /// The server is killed while the disk is idle, and another one starts on the same disk.
-    /// In `early-ack` that loses acknowledged data, so lives in it have one server only.
+    /// The server is killed while the disk is idle, and another one starts on the same disk. If
+    /// that loses what was acknowledged, the life would be over, so only others are killed.
     pub(crate) fn restart(&mut self) {
         let idle = self.world.disk.held().is_empty();
-        if self.mode == Mode::EarlyAck || !idle || self.poisoned.is_some() {
+        let dirty = self.world.health().dirty_bytes > 0;
+        if dirty || !idle || self.poisoned.is_some() {
             return;
         }
-        self.world = World::on(self.world.disk.clone(), self.mode);
+        let (disk, kept, mode) = (self.world.disk.clone(), self.world.kept.clone(), self.world.mode());
+        self.world = World::after(disk, kept, mode);
         self.connections = self.connections.iter().map(|_| Connection::new(&self.world)).collect();
+        self.changes.clear();
+        // Whether it had to change is checked after every step.
+        self.epoch = self.world.epoch();
+    }
+
+    /// The operator asks for another mode.
+    pub(crate) fn change_mode(&mut self, to: Mode) {
+        let change = self.world.change_mode(to);
+        self.changes.push((self.now, change));
+    }
+
+    /// The operator clears the poison, and knows what that means.
+    pub(crate) fn forgive(&mut self) {
+        let mut forgiven = self.world.forgive();
+        self.world.settle();
+        if forgiven.try_recv() == Ok(Some(true)) {
+            self.poisoned = None;
+            self.history.forgive();
+            self.epoch = self.world.epoch();
+        }
     }
 
     /// Takes the answers that have arrived, then holds the state against the contract.
     fn check(&mut self) -> Result<(), Violation> {
         self.answers()?;
+        self.changed()?;
         let dirty = self.world.health().dirty_bytes;
         ensure(dirty <= LIMITS.dirty_max, || format!("{dirty} dirty bytes"))?;
         for unit in 0..self.units {
@@ -160,10 +187,50 @@ impl Life {
                 format!("a kill would leave {cached} in unit {unit}; allowed: {allowed:?}")
             })?;
         }
+        self.check_epoch()
+    }
+
+    /// Whoever finds the same epoch again has lost nothing; it changes when the export is poisoned.
+    fn check_epoch(&self) -> Result<(), Violation> {
+        let (now, poisoned) = (self.world.epoch(), self.world.health().poison.is_some());
+        ensure((now != self.epoch) == poisoned, || {
+            format!("epoch {now}, before {}, poisoned: {poisoned}", self.epoch)
+        })?;
+        let kept = &self.world.kept;
+        let (killed, power_lost) = (kept.epoch_after(BOOT) == now, kept.epoch_after(BOOT + 1) == now);
+        for unit in 0..self.units {
+            let (cached, possible) = self.world.disk.unit(unit);
+            let allowed = self.history.nothing_lost(unit);
+            ensure(!power_lost || possible.is_subset(&allowed), || {
+                format!(
+                    "a power cut could leave {possible:?} in unit {unit} and the epoch; not lost: {allowed:?}"
+                )
+            })?;
+            ensure(!killed || allowed.contains(&cached), || {
+                format!("a kill would leave {cached} in unit {unit} and the epoch; not lost: {allowed:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A change of the mode that succeeded has made everything stable.
+    fn changed(&mut self) -> Result<(), Violation> {
+        for (asked, mut change) in std::mem::take(&mut self.changes) {
+            match change.try_recv() {
+                Ok(None) => self.changes.push((asked, change)),
+                Ok(Some(Ok(()))) => {
+                    ensure(self.poisoned.is_none(), || "the mode was changed although data was lost".into())?;
+                    self.history.flushed(asked);
+                }
+                Ok(Some(Err(_))) => {}
+                Err(_) => return Err("a change of the mode was forgotten".into()),
+            }
+        }
         Ok(())
     }
 
     fn answers(&mut self) -> Result<(), Violation> {
+        let mode = self.world.mode();
         for connection in &mut self.connections {
             while let Some((cookie, error, data)) = connection.reply() {
                 let asked = connection.asked.remove(&cookie);
@@ -174,11 +241,13 @@ impl Life {
                 let durable = match asked {
                     Asked::Write(number) => {
                         let write = &mut self.history.writes[number];
-                        write.acknowledged = Some(self.now);
-                        write.durable || self.mode == Mode::Writethrough
+                        write.acknowledged = Some((self.now, mode));
+                        write.durable || mode == Mode::Writethrough
                     }
                     Asked::Flush(received) => {
-                        self.history.flushed(received);
+                        if mode != Mode::Unsafe {
+                            self.history.flushed(received);
+                        }
                         true
                     }
                     Asked::Read(units, received) => {
@@ -186,7 +255,7 @@ impl Life {
                         false
                     }
                 };
-                let too_late = self.poisoned.is_some() && durable && self.mode != Mode::Unsafe;
+                let too_late = self.poisoned.is_some() && durable && mode != Mode::Unsafe;
                 ensure(!too_late, || format!("{cookie} succeeded although data was lost before"))?;
             }
         }
@@ -211,17 +280,22 @@ impl Life {
         let aged = self.world.health();
         ensure(aged.poison.is_some() || aged.dirty_bytes == 0, || format!("after its age: {aged:?}"))?;
         let closed = self.world.close().ok_or("the stop never ends")?;
-        ensure(closed.is_ok() != self.poisoned.is_some() || self.mode == Mode::Unsafe, || {
+        ensure(closed.is_ok() != self.poisoned.is_some(), || {
             format!("the stop says {closed:?}, poisoned: {:?}", self.poisoned)
         })?;
-        for unit in (0..self.units).filter(|_| closed.is_ok()) {
+        if closed.is_err() {
+            return Ok(());
+        }
+        for unit in 0..self.units {
             let (_, possible) = self.world.disk.unit(unit);
-            let allowed = self.history.after_stop(unit);
+            let allowed = self.history.nothing_lost(unit);
             ensure(possible.is_subset(&allowed), || {
                 format!("a stop leaves {possible:?} in unit {unit}; allowed: {allowed:?}")
             })?;
         }
-        Ok(())
+        ensure(self.world.kept.epoch_after(BOOT + 1) == self.epoch, || {
+            "a stop that loses nothing changes the epoch".into()
+        })
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Time is the number of the step. A write is *stable* once it was acknowledged in `writethrough`
 //! or with FUA, or once a FLUSH received after its acknowledgement succeeded. A content is allowed
-//! after a crash unless a stable write to the unit was received later.
+//! after a crash unless a stable write to the unit was received later. The mode may change: what
+//! an acknowledgement promises is decided by the mode in which it was given.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -17,8 +18,17 @@ pub(crate) struct Write {
     pub(crate) value: u8,
     pub(crate) durable: bool,
     pub(crate) received: u64,
-    /// When it was answered with success.
-    pub(crate) acknowledged: Option<u64>,
+    /// When it was answered with success, and in which mode.
+    pub(crate) acknowledged: Option<(u64, Mode)>,
+    /// The operator knows that it may be lost.
+    pub(crate) forgiven: bool,
+}
+
+impl Write {
+    /// A write that was just received.
+    pub(crate) fn new(units: Range<usize>, value: u8, durable: bool, received: u64) -> Write {
+        Write { units, value, durable, received, acknowledged: None, forgiven: false }
+    }
 }
 
 /// A FLUSH that succeeded.
@@ -29,19 +39,27 @@ struct Flush {
 
 /// Everything that was asked and answered.
 pub(crate) struct History {
-    mode: Mode,
     initial: u8,
     pub(crate) writes: Vec<Write>,
     flushes: Vec<Flush>,
 }
 
 impl History {
-    pub(crate) fn new(mode: Mode, initial: u8) -> History {
-        History { mode, initial, writes: Vec::new(), flushes: Vec::new() }
+    pub(crate) fn new(initial: u8) -> History {
+        History { initial, writes: Vec::new(), flushes: Vec::new() }
     }
 
+    /// A FLUSH received at `received` succeeded, or something that promises the same.
     pub(crate) fn flushed(&mut self, received: u64) {
         self.flushes.push(Flush { received });
+    }
+
+    /// The operator goes on although what is not stable may be lost.
+    pub(crate) fn forgive(&mut self) {
+        let lost: Vec<bool> = self.writes.iter().map(|write| !self.is_stable(write)).collect();
+        for (write, lost) in self.writes.iter_mut().zip(lost) {
+            write.forgiven |= lost && write.acknowledged.is_some();
+        }
     }
 
     /// What a power cut may leave in `unit` now.
@@ -51,34 +69,31 @@ impl History {
 
     /// What the page cache may hold now, as a killed server leaves it.
     pub(crate) fn after_kill(&self, unit: usize) -> BTreeSet<u8> {
-        match self.mode {
-            Mode::EarlyAck => self.after_power_cut(unit),
-            _ => self.not_superseded(unit, |write| write.acknowledged.is_some()),
-        }
+        self.not_superseded(unit, |write| {
+            let early = write.acknowledged.is_some_and(|(_, mode)| mode == Mode::EarlyAck);
+            if early { self.is_stable(write) } else { is_promised(write) }
+        })
     }
 
     /// What a READ that was received at `received` and is answered now may return.
     pub(crate) fn readable(&self, unit: usize, received: u64) -> BTreeSet<u8> {
-        self.not_superseded(unit, |write| write.acknowledged.is_some_and(|at| at < received))
+        self.not_superseded(unit, |write| write.acknowledged.is_some_and(|(at, _)| at < received))
     }
 
     /// The only contents a graceful stop may leave: those of the last acknowledged write, or of
-    /// one that was received later.
-    pub(crate) fn after_stop(&self, unit: usize) -> BTreeSet<u8> {
-        match self.mode {
-            Mode::Unsafe => self.after_power_cut(unit),
-            _ => self.not_superseded(unit, |write| write.acknowledged.is_some()),
-        }
+    /// one that was received later. The same is left by a crash that loses nothing.
+    pub(crate) fn nothing_lost(&self, unit: usize) -> BTreeSet<u8> {
+        self.not_superseded(unit, is_promised)
     }
 
     fn is_stable(&self, write: &Write) -> bool {
-        let Some(acknowledged) = write.acknowledged else { return false };
-        match self.mode {
-            Mode::Unsafe => false,
+        let Some((acknowledged, mode)) = write.acknowledged else { return false };
+        let flushed = || self.flushes.iter().any(|flush| flush.received > acknowledged);
+        match mode {
+            _ if write.forgiven => false,
             Mode::Writethrough => true,
-            Mode::Writeback | Mode::EarlyAck => {
-                write.durable || self.flushes.iter().any(|flush| flush.received > acknowledged)
-            }
+            Mode::Writeback | Mode::EarlyAck => write.durable || flushed(),
+            Mode::Unsafe => flushed(),
         }
     }
 
@@ -89,4 +104,9 @@ impl History {
         let contents = writes.filter(|write| Some(write.received) >= oldest).map(|write| write.value);
         contents.chain(oldest.is_none().then_some(self.initial)).collect()
     }
+}
+
+/// Whether it was acknowledged, and nobody has said since that it may be lost.
+fn is_promised(write: &Write) -> bool {
+    write.acknowledged.is_some() && !write.forgiven
 }

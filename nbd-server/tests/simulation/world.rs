@@ -14,13 +14,14 @@ use futures::executor::{LocalPool, LocalSpawner};
 use futures::task::LocalSpawnExt;
 use nbd_server::buf::{Budget, Pool};
 use nbd_server::device::{Health, leaf};
-use nbd_server::durability::{EarlyLimits, Mode};
+use nbd_server::durability::{ChangeError, EarlyLimits, Mode};
 use nbd_server::export::Export;
 use nbd_server::session::{End, Memory, Progress, Stop, transmit};
 
 use crate::client::Client;
 use crate::disk::Disk;
 use crate::pipe;
+use crate::record::Kept;
 
 /// What `early-ack` may hold in the simulation.
 pub(crate) const LIMITS: EarlyLimits =
@@ -47,7 +48,12 @@ pub(crate) struct World {
     memory: Memory,
     /// The disk under the export.
     pub(crate) disk: Disk,
+    /// What is kept about the export.
+    pub(crate) kept: Kept,
 }
+
+/// What an operator asked for, until it is done.
+pub(crate) type Asked<T> = oneshot::Receiver<T>;
 
 impl World {
     /// A world whose disk has 64 KiB.
@@ -55,16 +61,21 @@ impl World {
         World::on(Disk::new(64 << 10, 0), mode)
     }
 
-    /// A server on a disk that has seen others.
+    /// A server on a disk that has seen others, of which nothing is known.
     pub(crate) fn on(disk: Disk, mode: Mode) -> World {
-        let export = Export::new("sim".into(), leaf(disk.clone()), mode, LIMITS);
+        World::after(disk, Kept::new(), mode)
+    }
+
+    /// A server on a disk that has seen others, which kept a record.
+    pub(crate) fn after(disk: Disk, kept: Kept, mode: Mode) -> World {
+        let export = Export::new("sim".into(), leaf(disk.clone()), mode, LIMITS, kept.ledger());
         let export = Arc::new(export);
         let (pool, clock) = (LocalPool::new(), Rc::<Clock>::default());
         let (background, time) = (export.clone(), clock.clone());
         let work = async move { background.device().background(time).await };
         pool.spawner().spawn_local(work).expect("the executor lives");
         let memory = Memory { pool: Arc::new(Pool::default()), budget: Budget::new(1 << 20) };
-        World { spawner: pool.spawner(), pool, clock, export, memory, disk }
+        World { spawner: pool.spawner(), pool, clock, export, memory, disk, kept }
     }
 
     /// A new connection in transmission.
@@ -96,17 +107,46 @@ impl World {
 
     /// How the export is.
     pub(crate) fn health(&self) -> Health {
-        self.export.device().health()
+        self.export.health()
+    }
+
+    /// Its mode.
+    pub(crate) fn mode(&self) -> Mode {
+        self.export.mode()
+    }
+
+    /// Its epoch.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.export.epoch().expect("it can be written")
+    }
+
+    /// The operator asks for another mode.
+    pub(crate) fn change_mode(&self, to: Mode) -> Asked<Result<(), ChangeError>> {
+        let export = self.export.clone();
+        self.ask(async move { export.change_mode(to).await })
+    }
+
+    /// The operator goes on although data may be lost.
+    pub(crate) fn forgive(&self) -> Asked<bool> {
+        let export = self.export.clone();
+        self.ask(async move { export.forgive().await })
+    }
+
+    fn ask<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Asked<T> {
+        let (done, result) = oneshot::channel();
+        let work = async move {
+            let _operator_may_not_wait = done.send(work.await);
+        };
+        self.spawner.spawn_local(work).expect("the executor lives");
+        result
     }
 
     /// What the server does before it exits.
     pub(crate) fn close(&mut self) -> Option<io::Result<()>> {
-        let (export, done) = (self.export.clone(), Rc::new(RefCell::new(None)));
-        let result = done.clone();
-        let close = async move { *result.borrow_mut() = Some(export.close().await) };
-        self.spawner.spawn_local(close).expect("the executor lives");
+        let export = self.export.clone();
+        let mut closed = self.ask(async move { export.close().await });
         self.settle();
-        done.take()
+        closed.try_recv().expect("nobody drops it")
     }
 
     /// Lets everything run until nothing can go on.

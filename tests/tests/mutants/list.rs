@@ -25,8 +25,10 @@ const STABLE: &str = "durability/stable.rs";
 const EARLY: &str = "durability/early.rs";
 const WRITER: &str = "durability/early/writer.rs";
 const CACHE: &str = "durability/early/cache.rs";
-const MODES: &str = "durability.rs";
-const EXPORT: &str = "export.rs";
+const MODES: &str = "durability/modes.rs";
+const GATE: &str = "durability/gate.rs";
+const EPOCH: &str = "durability/epoch.rs";
+const CARELESS: &str = "durability/careless.rs";
 
 /// Every planted fault.
 pub(crate) const MUTANTS: &[Mutant] = &mutants! {
@@ -70,8 +72,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "trimmed?;" =>
         "return trimmed;";
     "writethrough-writes-back" "mode 1" MODES:
-        "Mode::Writethrough => layered(stable(Fua::Yes), storage)," =>
-        "Mode::Writethrough => layered(stable(Fua::No), storage),";
+        "writethrough: stable(Fua::Yes)," =>
+        "writethrough: stable(Fua::No),";
     "failed-sync-forgotten" "E1" SYNCS:
         "self.poison = Some(error.to_string());" =>
         "";
@@ -111,8 +113,56 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "dirty-data-never-ages" "I7" WRITER:
         "early.lock().cache.expedite(*armed);" =>
         "let _ = *armed;";
-    "stop-does-not-sync" "I8" EXPORT:
-        "self.device.flush().await?;" =>
+    "stop-does-not-sync" "I8" MODES:
+        "self.settle().await?;" =>
+        "";
+    "stop-forgets-what-unsafe-wrote" "I8" CARELESS:
+        "self.syncs.wrote();" =>
+        "";
+    "change-of-mode-does-not-settle" "change" MODES:
+        "self.settle().await.map_err(unstable)?;\n        self.rest()" =>
+        "self.rest()";
+    "change-of-mode-does-not-wait" "change" GATE:
+        "if state.inside == 0 { Poll::Ready(()) }" =>
+        "if state.inside < 1_000 { Poll::Ready(()) }";
+    "change-of-mode-lets-requests-pass" "change" GATE:
+        "if state.closed {" =>
+        "if false {";
+    "change-of-mode-despite-a-loss" "change E1" MODES:
+        "let settled = self.early_ack.flush().await;" =>
+        "let settled = self.early_ack.flush().await.or_else(|_| Ok(()));";
+    "loss-keeps-its-epoch" "I9" GATE:
+        "state.record.epoch = self.store.fresh();" =>
+        "";
+    "loss-is-not-put-on-record" "I9" MODES:
+        "if told.is_err() && self.syncs.is_poisoned()" =>
+        "if false && told.is_err()";
+    "acknowledged-before-it-is-on-record" "I9" GATE:
+        "self.kept.held >= held && self.keeping" =>
+        "self.record.held >= held && self.keeping";
+    "record-that-is-being-kept-ignored" "I9" GATE:
+        "&& self.keeping.is_none_or(|record| record.held >= held)" =>
+        "";
+    "rests-while-data-is-unstable" "I9" GATE:
+        "if state.inside > 0 || !settled()" =>
+        "let _ = settled; if state.inside > 0";
+    "rests-while-requests-are-under-way" "I9" GATE:
+        "if state.inside > 0 || !settled()" =>
+        "if !settled()";
+    "early-ack-taken-for-the-kernels" "I9" MODES:
+        "(Mode::EarlyAck, Fua::No) => Held::Server," =>
+        "(Mode::EarlyAck, Fua::No) => Held::Kernel,";
+    "unsafe-fua-taken-for-stable" "I9" MODES:
+        "(Mode::Writeback, Fua::No) | (Mode::Unsafe, _) => Held::Kernel," =>
+        "(Mode::Unsafe, Fua::Yes) => Held::Nowhere, (Mode::Writeback | Mode::Unsafe, Fua::No) => Held::Kernel,";
+    "power-loss-taken-for-a-kill" "I9" EPOCH:
+        "Held::Kernel if left.boot == boot => left," =>
+        "Held::Kernel => left,";
+    "epoch-changes-for-nothing" "I9" EPOCH:
+        "Held::Nowhere => Record { boot, ..left }," =>
+        "Held::Nowhere => anew,";
+    "forgiven-data-is-left-lying" "E3" SYNCS:
+        "state.poisoned.take().into_iter().for_each(Waker::wake);" =>
         "";
     "answer-forgotten" "I10" REPLIES:
         "self.answer(WireError::EIO, None);" =>

@@ -26,7 +26,7 @@ pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>)
             }
             let mut state = early.lock();
             state.writer = Some(cx.waker().clone());
-            if early.syncs.check().is_err() {
+            if early.syncs.poll_well(cx).is_pending() {
                 // What could not be stored stays in the cache, where reads see it.
                 return Poll::<()>::Pending;
             }

@@ -1,0 +1,234 @@
+//! Changing the mode under the feet of clients, forgiving a loss, and the record that tells the
+//! next server what may have been lost.
+//!
+//! Proves: a change makes everything acknowledged stable first, holds requests meanwhile, and
+//! drops no connection; one that cannot do so changes nothing; no write is acknowledged before it
+//! is on record that a crash may lose it; a loss changes the epoch, and after forgiveness the
+//! export works again.
+
+use common::command::Fua;
+use common::proto::{CommandFlags, CommandType, WireError};
+use nbd_server::durability::epoch::Held;
+use nbd_server::durability::{ChangeError, Mode};
+
+use crate::disk::{Fault, Op};
+use crate::record::BOOT;
+use crate::world::World;
+
+const NONE: CommandFlags = CommandFlags::NONE;
+const EIO: Fault = Fault::Errno(5);
+
+#[test]
+fn a_change_makes_stable_what_was_acknowledged_and_keeps_connections() {
+    for from in [Mode::Writeback, Mode::EarlyAck, Mode::Unsafe] {
+        let mut world = World::new(from);
+        let mut client = world.connect();
+        client.write(0, 512, 1, NONE);
+        world.settle();
+        let mut change = world.change_mode(Mode::Writethrough);
+        world.settle();
+        assert!(matches!(change.try_recv(), Ok(Some(Ok(())))), "{from:?}");
+        assert_eq!((world.mode(), world.disk.byte(0)), (Mode::Writethrough, (1, 1)), "{from:?}");
+        client.write(512, 512, 2, NONE);
+        world.settle();
+        assert_eq!((world.disk.byte(512), client.replies().len()), ((2, 2), 2), "{from:?}");
+    }
+}
+
+#[test]
+fn requests_that_arrive_during_a_change_wait_for_it() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    // A write is under way when the change begins.
+    world.disk.hold(|op| *op != Op::Sync);
+    let first = client.write(0, 512, 1, NONE);
+    world.settle();
+    let mut change = world.change_mode(Mode::Writethrough);
+    world.settle();
+    let second = client.write(4096, 512, 2, NONE);
+    world.settle();
+    assert!(matches!(change.try_recv(), Ok(None)));
+    assert_eq!(world.disk.held().len(), 1, "the second one waits");
+    world.disk.release(0);
+    world.settle();
+    assert!(matches!(change.try_recv(), Ok(Some(Ok(())))));
+    assert_eq!(client.replies(), [(first, WireError::OK)]);
+    assert_eq!(world.disk.held(), [Op::Write(4096, 512, Fua::Yes)], "it runs in the new mode");
+    world.disk.release(0);
+    world.settle();
+    assert_eq!(client.replies(), [(second, WireError::OK)]);
+}
+
+#[test]
+fn reads_go_on_during_a_change_and_see_what_was_acknowledged() {
+    let mut world = World::new(Mode::EarlyAck);
+    let mut client = world.connect();
+    world.disk.hold(|op| matches!(op, Op::Write(..)));
+    client.write(0, 512, 7, NONE);
+    world.settle();
+    let _change = world.change_mode(Mode::Writeback);
+    world.settle();
+    client.replies();
+    client.ask(CommandType::READ, 0, 512, NONE);
+    world.settle();
+    assert_eq!(client.data(512).expect("an answer").1, Ok(vec![7; 512]));
+}
+
+#[test]
+fn one_change_at_a_time() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    world.disk.hold(|op| matches!(op, Op::Write(..)));
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    let (mut one, mut other) = (world.change_mode(Mode::Writethrough), world.change_mode(Mode::Unsafe));
+    world.settle();
+    assert!(matches!(other.try_recv(), Ok(Some(Err(ChangeError::Underway)))));
+    world.disk.release(0);
+    world.settle();
+    assert!(matches!(one.try_recv(), Ok(Some(Ok(())))));
+    assert_eq!(world.mode(), Mode::Writethrough);
+}
+
+#[test]
+fn a_change_that_cannot_make_everything_stable_changes_nothing() {
+    for from in [Mode::Writeback, Mode::EarlyAck, Mode::Unsafe] {
+        let mut world = World::new(from);
+        let mut client = world.connect();
+        client.write(0, 512, 1, NONE);
+        world.settle();
+        world.disk.fail(|op| *op == Op::Sync, EIO);
+        let mut change = world.change_mode(Mode::Writethrough);
+        world.settle();
+        assert!(matches!(change.try_recv(), Ok(Some(Err(ChangeError::Unstable { .. })))), "{from:?}");
+        assert_eq!(world.mode(), from);
+    }
+}
+
+#[test]
+fn no_write_is_acknowledged_before_it_is_on_record_that_it_may_be_lost() {
+    for (mode, held) in
+        [(Mode::Writeback, Held::Kernel), (Mode::EarlyAck, Held::Server), (Mode::Unsafe, Held::Kernel)]
+    {
+        let mut world = World::new(mode);
+        let mut client = world.connect();
+        world.kept.hold();
+        client.write(0, 512, 1, CommandFlags::FUA);
+        world.settle();
+        assert_eq!(client.replies().len(), usize::from(mode != Mode::Unsafe), "{mode:?}: FUA is kept");
+        let plain = client.write(512, 512, 1, NONE);
+        world.settle();
+        assert_eq!(client.replies(), [], "{mode:?}");
+        assert!(world.kept.release());
+        world.settle();
+        assert!(client.replies().contains(&(plain, WireError::OK)), "{mode:?}");
+        assert_eq!(world.kept.record().held, held);
+        // Once is enough.
+        client.write(1024, 512, 1, NONE);
+        world.settle();
+        assert_eq!((client.replies().len(), world.kept.release()), (1, false), "{mode:?}");
+    }
+}
+
+#[test]
+fn writethrough_has_nothing_to_put_on_record() {
+    let mut world = World::new(Mode::Writethrough);
+    let mut client = world.connect();
+    world.kept.hold();
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    assert_eq!((client.replies().len(), world.kept.release()), (1, false));
+}
+
+#[test]
+fn a_quiet_export_puts_on_record_that_nothing_can_be_lost() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    let epoch = world.epoch();
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    world.pass_time();
+    assert_ne!(world.kept.epoch_after(BOOT + 1), epoch, "nobody has flushed");
+    client.flush();
+    world.settle();
+    assert_ne!(world.kept.epoch_after(BOOT + 1), epoch, "that costs more than it is worth at once");
+    world.pass_time();
+    assert_eq!(world.kept.epoch_after(BOOT + 1), epoch);
+
+    // A write that arrives while that is being put on record waits until it is no longer true.
+    client.write(0, 512, 2, NONE);
+    client.flush();
+    world.settle();
+    client.replies();
+    world.kept.hold();
+    world.pass_time();
+    client.write(512, 512, 3, NONE);
+    world.settle();
+    assert_eq!(client.replies(), [], "the record may already say that there is nothing to lose");
+    assert!(world.kept.release());
+    world.settle();
+    assert_eq!(client.replies(), [], "and now it does");
+    assert!(world.kept.release());
+    world.settle();
+    assert_eq!((client.replies().len(), world.kept.record().held), (1, Held::Kernel));
+}
+
+#[test]
+fn a_killed_server_keeps_its_epoch_unless_it_held_data_itself() {
+    for (mode, keeps) in [(Mode::Writeback, true), (Mode::Unsafe, true), (Mode::EarlyAck, false)] {
+        let mut world = World::new(mode);
+        let mut client = world.connect();
+        let epoch = world.epoch();
+        client.write(0, 512, 1, NONE);
+        world.settle();
+        let next = World::after(world.disk.clone(), world.kept.clone(), mode);
+        assert_eq!(next.epoch() == epoch, keeps, "{mode:?}");
+    }
+}
+
+#[test]
+fn after_forgiveness_the_export_works_again_with_another_epoch() {
+    for mode in [Mode::Writethrough, Mode::Writeback, Mode::EarlyAck] {
+        let mut world = World::new(mode);
+        let mut client = world.connect();
+        let epoch = world.epoch();
+        client.write(0, 512, 1, NONE);
+        world.settle();
+        world.disk.fail(|op| matches!(op, Op::Sync | Op::Write(..)), EIO);
+        client.write(512, 512, 2, CommandFlags::FUA);
+        world.settle();
+        world.disk.heal();
+        client.flush();
+        world.settle();
+        assert_eq!(client.replies().last().expect("answers").1, WireError::EIO, "{mode:?}");
+        assert_ne!(world.epoch(), epoch, "{mode:?}");
+        assert_eq!(world.kept.record().epoch, world.epoch(), "{mode:?}: and the next server knows");
+
+        let lost = world.epoch();
+        let mut forgiven = world.forgive();
+        world.settle();
+        assert_eq!(forgiven.try_recv(), Ok(Some(true)), "{mode:?}");
+        let flush = client.flush();
+        world.settle();
+        assert_eq!(client.replies(), [(flush, WireError::OK)], "{mode:?}");
+        assert_eq!((world.health().poison, world.epoch()), (None, lost), "{mode:?}");
+        let mut again = world.forgive();
+        world.settle();
+        assert_eq!(again.try_recv(), Ok(Some(false)), "{mode:?}: nothing to forgive");
+    }
+}
+
+#[test]
+fn what_could_not_be_stored_early_is_stored_after_forgiveness() {
+    let mut world = World::new(Mode::EarlyAck);
+    let mut client = world.connect();
+    client.write(0, 512, 7, NONE);
+    world.settle();
+    world.disk.fail(|op| matches!(op, Op::Write(..)), Fault::Errno(28));
+    world.pass_time();
+    world.disk.heal();
+    assert!(world.health().poison.is_some());
+    let _forgiven = world.forgive();
+    world.settle();
+    assert_eq!((world.health().dirty_bytes, world.disk.byte(0).0), (0, 7));
+}
