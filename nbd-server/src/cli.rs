@@ -4,14 +4,91 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::durability::Mode;
 
 /// Serve files, block devices and memory over the NBD protocol
 #[derive(Debug, Parser)]
-#[command(name = "nbd-server", version, about, after_long_help = EXAMPLES)]
+#[command(name = "nbd-server", version, about, after_long_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Serving.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What else the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Ask or tell a running server (to serve a file named ctl, write ./ctl)
+    Ctl(Ctl),
+}
+
+/// `nbd-server ctl`.
+#[derive(Debug, Args)]
+#[command(after_help = CTL_EXAMPLES)]
+pub struct Ctl {
+    /// The server's admin socket
+    #[arg(long, value_name = "PATH")]
+    pub admin: PathBuf,
+
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What a running server can be asked or told.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Action {
+    /// Show exports: mode, unstable bytes, poison, epoch, counters
+    List {
+        /// Only this export
+        #[arg(long, value_name = "NAME")]
+        export: Option<String>,
+    },
+    /// Change the durability mode without dropping connections; what was acknowledged is made
+    /// stable first
+    Mode {
+        /// The new mode
+        #[arg(value_enum)]
+        mode: Mode,
+        /// The export; needed only where there are several
+        #[arg(long, value_name = "NAME")]
+        export: Option<String>,
+    },
+    /// Make everything acknowledged so far stable
+    Drain {
+        /// The export; needed only where there are several
+        #[arg(long, value_name = "NAME")]
+        export: Option<String>,
+    },
+    /// Let an export work again after a failed sync; what was not stable may be lost
+    ClearPoison {
+        /// The export; needed only where there are several
+        #[arg(long, value_name = "NAME")]
+        export: Option<String>,
+    },
+}
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  nbd-server --admin /run/nbd.admin disk.img &
+  nbd-server ctl --admin /run/nbd.admin list
+  nbd-server ctl --admin /run/nbd.admin mode writethrough
+  nbd-server ctl --admin /run/nbd.admin list --json | jq '.exports[].unstable_bytes'";
+
+/// What is to be served, where and how.
+#[derive(Debug, Args)]
+pub struct Serve {
     /// TCP address to listen on; may be given several times [default: 127.0.0.1:10809, unless
     /// --unix is given]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -42,6 +119,10 @@ pub struct Cli {
     /// attributes [default: $STATE_DIRECTORY, as systemd sets it]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// Unix socket for `nbd-server ctl`, for this user only
+    #[arg(long, value_name = "PATH")]
+    pub admin: Option<PathBuf>,
 
     /// Refuse writes; files are opened for reading only
     #[arg(long)]

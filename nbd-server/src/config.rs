@@ -19,7 +19,7 @@ use crate::backend::block::BlockBackend;
 use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
-use crate::cli::{Cli, parse_size};
+use crate::cli::{Serve, parse_size};
 use crate::device::{Device, leaf};
 use crate::durability::EarlyLimits;
 use crate::durability::epoch::Ledger;
@@ -38,6 +38,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
+    /// Where the operator is heard.
+    pub admin: Option<PathBuf>,
     /// What to serve, opened and locked.
     pub exports: Registry,
     /// Threads that serve connections.
@@ -54,7 +56,7 @@ pub struct Config {
 
 impl Config {
     /// Opens and checks everything.
-    pub fn open(cli: &Cli, pool: &Pool) -> anyhow::Result<Config> {
+    pub fn open(cli: &Serve, pool: &Pool) -> anyhow::Result<Config> {
         let opener = Opener::new(cli, pool);
         let limits = early_limits(cli)?;
         let mut exports = Registry::default();
@@ -73,6 +75,7 @@ impl Config {
         Ok(Config {
             listen: addresses(cli)?,
             unix: cli.unix.clone(),
+            admin: cli.admin.clone(),
             exports,
             workers: match cli.workers {
                 Some(workers) => workers.get(),
@@ -86,7 +89,7 @@ impl Config {
     }
 }
 
-fn early_limits(cli: &Cli) -> anyhow::Result<EarlyLimits> {
+fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
     let bytes = |size| usize::try_from(size).context("a size is larger than memory can be");
     let limits = EarlyLimits {
         dirty_max: bytes(cli.dirty_max)?,
@@ -100,7 +103,7 @@ fn early_limits(cli: &Cli) -> anyhow::Result<EarlyLimits> {
     Ok(limits)
 }
 
-fn addresses(cli: &Cli) -> anyhow::Result<Vec<SocketAddr>> {
+fn addresses(cli: &Serve) -> anyhow::Result<Vec<SocketAddr>> {
     if cli.listen.is_empty() && cli.unix.is_empty() {
         return Ok(vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))]);
     }
@@ -134,7 +137,7 @@ struct Opener<'a> {
 type Opened = (Arc<dyn Device>, Ledger);
 
 impl Opener<'_> {
-    fn new<'a>(cli: &Cli, pool: &'a Pool) -> Opener<'a> {
+    fn new<'a>(cli: &Serve, pool: &'a Pool) -> Opener<'a> {
         let access = if cli.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let given = || std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         Opener { access, state_dir: cli.state_dir.clone().or_else(given), pool }

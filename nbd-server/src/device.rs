@@ -29,6 +29,9 @@ pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
 pub struct Health {
     /// Bytes acknowledged and not yet given to the host.
     pub dirty_bytes: usize,
+    /// Bytes acknowledged and not known to be stable, those included; what was written twice
+    /// counts twice.
+    pub unstable_bytes: u64,
     /// Why every FLUSH and write fails, if they do.
     pub poison: Option<String>,
 }

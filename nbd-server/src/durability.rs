@@ -19,6 +19,7 @@ mod stable;
 mod syncs;
 
 use std::fmt;
+use std::str::FromStr;
 
 pub use early::EarlyLimits;
 pub use modes::{ChangeError, Durability};
@@ -46,6 +47,15 @@ impl Mode {
             Mode::EarlyAck => "durability=early-ack",
             Mode::Unsafe => "durability=unsafe (UNSAFE: FLUSH and FUA are ignored)",
         }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Mode, String> {
+        <Mode as clap::ValueEnum>::from_str(text, false)
+            .map_err(|_| format!("{text:?} is no durability mode"))
     }
 }
 

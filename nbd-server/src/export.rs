@@ -119,6 +119,12 @@ impl Export {
         self.durability.close().await
     }
 
+    /// Bytes, and whether writes are refused.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.device.shape()
+    }
+
     /// What people and programs are told about its promises.
     fn description(&self) -> String {
         let mode = self.mode().description();
@@ -177,6 +183,12 @@ impl Registry {
                 Ok(())
             }
         }
+    }
+
+    /// The export of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Export>> {
+        self.exports.get(name)
     }
 
     /// Every export.

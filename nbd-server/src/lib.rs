@@ -7,6 +7,7 @@
 //! | module | what it is for | may use |
 //! |---|---|---|
 //! | [`cli`], [`config`] | what was typed; what it means, opened and checked | everything below |
+//! | [`admin`], [`ctl`] | what an operator asks and tells a running server; the asking side | `export`, `listen` |
 //! | [`server`], [`listen`], [`transport`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
 //! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
 //! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
@@ -20,10 +21,12 @@
 //! devices are shared by all. From `session` downwards nothing knows a runtime, so a seeded
 //! executor can drive the very same code over simulated disks and networks.
 
+pub mod admin;
 pub mod backend;
 pub mod buf;
 pub mod cli;
 pub mod config;
+pub mod ctl;
 pub mod device;
 pub mod durability;
 pub mod engine;

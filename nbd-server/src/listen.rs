@@ -46,24 +46,10 @@ impl Listener {
         }
     }
 
-    /// Listens on a Unix socket. The file of a server that was killed is replaced, that of a
-    /// living one refused.
+    /// Listens on a Unix socket.
     pub fn unix(path: &Path) -> anyhow::Result<Listener> {
-        let shown = path.display();
-        if let Ok(found) = std::fs::symlink_metadata(path) {
-            if !found.file_type().is_socket() {
-                bail!("cannot listen on {shown}: it exists and is not a socket");
-            }
-            match StdUnixStream::connect(path) {
-                Ok(_) => bail!("cannot listen on {shown}: another server is listening there"),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
-                }
-                Err(error) => return Err(error).with_context(|| format!("cannot listen on {shown}")),
-            }
-        }
-        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
-        Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+        let (listener, file) = unix_socket(path)?;
+        Ok(Listener::Unix(listener, file))
     }
 
     /// Where clients connect, as a URI.
@@ -97,4 +83,24 @@ impl Listener {
             }
         }
     }
+}
+
+/// A listening Unix socket. The file of a server that was killed is replaced, that of a living one
+/// refused.
+pub fn unix_socket(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    let shown = path.display();
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            bail!("cannot listen on {shown}: it exists and is not a socket");
+        }
+        match StdUnixStream::connect(path) {
+            Ok(_) => bail!("cannot listen on {shown}: another server is listening there"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {shown}")),
+        }
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
+    Ok((listener, SocketFile(path.to_owned())))
 }

@@ -4,16 +4,20 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use nbd_server::cli::{Cli, LogFormat};
+use nbd_server::cli::{Cli, Command, LogFormat, Serve};
 use nbd_server::config::Config;
+use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
 use nbd_server::server;
 use tracing::Level;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(&cli);
-    match run(&cli) {
+    let done = match &cli.command {
+        Some(Command::Ctl(ctl)) => ctl::run(ctl),
+        None => serve(&cli.serve),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("nbd-server: {error:#}");
@@ -22,14 +26,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
+    start_log(cli);
     let pool = Pool::start(pool::THREADS)?;
     let config = Config::open(cli, &pool)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(server::run(config))
 }
 
-fn start_log(cli: &Cli) {
+fn start_log(cli: &Serve) {
     let level = match cli.verbose {
         0 => Level::INFO,
         1 => Level::DEBUG,

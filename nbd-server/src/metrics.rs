@@ -1,4 +1,5 @@
-//! What an export has done so far, in numbers; printed on SIGUSR1 and at the end.
+//! What an export has done so far, in numbers; printed on SIGUSR1 and at the end, and told by the
+//! admin socket.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,6 +19,7 @@ pub struct Counters {
     fua: AtomicU64,
     errors: AtomicU64,
     connections: AtomicU64,
+    open: AtomicU64,
 }
 
 impl Counters {
@@ -58,16 +60,19 @@ impl Counters {
         self.errors.fetch_add(1, Relaxed);
     }
 
-    /// A connection chose the export.
-    pub fn connected(&self) {
+    /// A connection chose the export; it is open until the value is dropped.
+    #[must_use]
+    pub fn connected(&self) -> Open<'_> {
         self.connections.fetch_add(1, Relaxed);
+        self.open.fetch_add(1, Relaxed);
+        Open(self)
     }
-}
 
-impl fmt::Display for Counters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Every counter with its name.
+    pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let rows = [
             ("connections", &self.connections),
+            ("open", &self.open),
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),
             ("writes", &self.writes),
@@ -78,9 +83,24 @@ impl fmt::Display for Counters {
             ("zeroes", &self.zeroes),
             ("errors", &self.errors),
         ];
-        for (number, (name, counter)) in rows.into_iter().enumerate() {
+        rows.into_iter().map(|(name, counter)| (name, counter.load(Relaxed)))
+    }
+}
+
+/// A connection that counts as open.
+pub struct Open<'a>(&'a Counters);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (name, value)) in self.rows().enumerate() {
             let gap = if number == 0 { "" } else { " " };
-            write!(f, "{gap}{name}={}", counter.load(Relaxed))?;
+            write!(f, "{gap}{name}={value}")?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The server's life: listen, hand connections to workers, stop in good order.
 
 use std::io::Write;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
 use crate::config::Config;
 use crate::listen::Listener;
@@ -23,6 +25,7 @@ use crate::worker::{self, Arrival, Shared};
 pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
     let listeners = listen(&config).await?;
+    let admin = config.admin.as_deref().map(Admin::listen).transpose()?;
     let (stop, stopped) = oneshot::channel();
     let budget = Budget::new(config.memory_max);
     let shared = Arc::new(Shared {
@@ -37,14 +40,18 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let places = Arc::new(Semaphore::new(config.connections_max));
     announce(&listeners)?;
 
+    // Heard to the end: an order that was begun is carried out.
+    let mut hearing = pin!(hear(admin.as_ref(), &shared));
     tokio::select! {
         never = accept_all(&listeners, &workers, &places) => match never {},
+        never = &mut hearing => match never {},
         () = signals.stop(&shared) => {}
     }
     drop(listeners);
     let _workers_listen_while_they_live = stop.send(());
     tokio::select! {
         code = finish(&shared, &places, config.connections_max, config.shutdown_timeout) => code,
+        never = &mut hearing => match never {},
         () = signals.stop(&shared) => {
             tracing::error!("second signal: leaving at once; what was not durable may be lost");
             Ok(ExitCode::FAILURE)
@@ -73,6 +80,14 @@ fn announce(listeners: &[Listener]) -> anyhow::Result<()> {
     }
     let _nobody_may_read = stdout.flush();
     Ok(())
+}
+
+/// Serves operators, if there is a socket for them.
+async fn hear(admin: Option<&Admin>, shared: &Shared) -> std::convert::Infallible {
+    match admin {
+        Some(admin) => admin.serve(&shared.exports).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Accepts on all listeners and hands connections to the workers in turn.

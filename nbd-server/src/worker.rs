@@ -119,7 +119,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
             return End::Stopped;
         }
     };
-    export.counters().connected();
+    let counted = export.clone();
+    let _open = counted.counters().connected();
     tracing::debug!(export = export.name(), "transmission begins");
 
     let progress = Rc::new(Progress::default());

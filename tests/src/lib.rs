@@ -8,6 +8,7 @@
 //! | [`disk`] | files to serve, and what became of them |
 //! | [`tool`] | finds external tools, runs them with a deadline, and says what was skipped |
 //! | [`trace`] | what the server did in which order, as `strace` saw it |
+//! | [`operator`] | `nbd-server ctl` |
 //! | [`model`] | seeded randomness and the memory a disk is compared with |
 //! | [`tidy`] | the rules of the house, checked on source text |
 //!
@@ -18,6 +19,7 @@ pub mod client;
 pub mod disk;
 pub mod haggle;
 pub mod model;
+pub mod operator;
 pub mod server;
 pub mod tidy;
 pub mod tool;

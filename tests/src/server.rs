@@ -287,7 +287,7 @@ impl Drop for Server {
 }
 
 /// The server's binary: `NBD_SERVER_BIN` if that is set, else it is built, once per process.
-fn binary() -> &'static Path {
+pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| std::env::var_os("NBD_SERVER_BIN").map_or_else(build, PathBuf::from))
 }

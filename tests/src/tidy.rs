@@ -40,9 +40,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("session", &["buf", "device", "export", "metrics"]),
     ("listen", &["transport"]),
     ("worker", &["device", "export", "session", "transport"]),
+    ("admin", &["durability", "export", "listen"]),
     ("cli", &["durability"]),
+    ("ctl", &["admin", "cli"]),
     ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger"]),
-    ("server", &["buf", "config", "export", "listen", "session", "worker"]),
+    ("server", &["admin", "buf", "config", "export", "listen", "session", "worker"]),
 ];
 
 /// Rooms that a seeded executor must be able to drive: no runtime, no clock, no threads, no

@@ -19,16 +19,16 @@ impl Careless {
         Careless { syncs }
     }
 
-    async fn count(&self, done: Io<'_, ()>) -> std::io::Result<()> {
+    async fn count(&self, bytes: u64, done: Io<'_, ()>) -> std::io::Result<()> {
         let done = done.await;
-        self.syncs.wrote();
+        self.syncs.wrote(bytes);
         done
     }
 }
 
 impl Layer for Careless {
     fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, _fua: Fua) -> Io<'a, ()> {
-        Box::pin(self.count(below.write(at, data, Fua::No)))
+        Box::pin(self.count(data.len() as u64, below.write(at, data, Fua::No)))
     }
 
     fn flush<'a>(&'a self, _below: &'a dyn Device) -> Io<'a, ()> {
@@ -36,10 +36,10 @@ impl Layer for Careless {
     }
 
     fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, _fua: Fua) -> Io<'a, ()> {
-        Box::pin(self.count(below.zero(at, len, hole, Fua::No)))
+        Box::pin(self.count(len, below.zero(at, len, hole, Fua::No)))
     }
 
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, _fua: Fua) -> Io<'a, ()> {
-        Box::pin(self.count(below.trim(at, len, Fua::No)))
+        Box::pin(self.count(len, below.trim(at, len, Fua::No)))
     }
 }

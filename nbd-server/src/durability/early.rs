@@ -212,7 +212,8 @@ impl Layer for Early {
     }
 
     fn health(&self, below: Health) -> Health {
-        Health { dirty_bytes: self.lock().cache.held(), ..below }
+        let dirty_bytes = self.lock().cache.held();
+        Health { dirty_bytes, unstable_bytes: below.unstable_bytes + dirty_bytes as u64, ..below }
     }
 
     fn background<'a>(&'a self, below: &'a dyn Device, clock: Rc<dyn Clock>) -> Background<'a> {

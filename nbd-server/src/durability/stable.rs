@@ -42,15 +42,17 @@ impl Layer for Stable {
             if fua == Fua::Yes && below.shape().fua == Support::Native {
                 return self.syncs.synced_by_itself(below.write(at, data, Fua::Yes).await);
             }
+            let bytes = data.len() as u64;
             let written = below.write(at, data, Fua::No).await;
-            self.syncs.wrote();
+            self.syncs.wrote(bytes);
             written?;
             self.settle(below, fua).await
         })
     }
 
     fn health(&self, below: Health) -> Health {
-        Health { poison: self.syncs.check().err().map(|error| error.to_string()), ..below }
+        let poison = self.syncs.check().err().map(|error| error.to_string());
+        Health { poison, unstable_bytes: self.syncs.unstable_bytes(), ..below }
     }
 
     fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {
@@ -61,7 +63,7 @@ impl Layer for Stable {
         Box::pin(async move {
             self.syncs.check()?;
             let zeroed = below.zero(at, len, hole, Fua::No).await;
-            self.syncs.wrote();
+            self.syncs.wrote(len);
             zeroed?;
             self.settle(below, self.raise(fua)).await
         })
@@ -71,7 +73,7 @@ impl Layer for Stable {
         Box::pin(async move {
             self.syncs.check()?;
             let trimmed = below.trim(at, len, Fua::No).await;
-            self.syncs.wrote();
+            self.syncs.wrote(len);
             trimmed?;
             self.settle(below, self.raise(fua)).await
         })

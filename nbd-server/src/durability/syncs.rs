@@ -22,6 +22,8 @@ struct State {
     written: u64,
     /// How many of those are stable.
     durable: u64,
+    /// Bytes that those not yet stable have written.
+    unstable_bytes: u64,
     /// Syncs that have started.
     started: u64,
     /// Syncs that have ended.
@@ -45,6 +47,7 @@ impl Syncs {
         Syncs(Mutex::new(State {
             written: 1,
             durable: 0,
+            unstable_bytes: 0,
             started: 0,
             finished: 0,
             poison: None,
@@ -94,9 +97,16 @@ impl Syncs {
         self.lock().poison(error);
     }
 
-    /// Something was written, or may have been, and is not stable.
-    pub(super) fn wrote(&self) {
-        self.lock().written += 1;
+    /// So many bytes were written, or may have been, and are not stable.
+    pub(super) fn wrote(&self, bytes: u64) {
+        let mut state = self.lock();
+        state.written += 1;
+        state.unstable_bytes = state.unstable_bytes.saturating_add(bytes);
+    }
+
+    /// Bytes written since the last durable point; what was written twice counts twice.
+    pub(super) fn unstable_bytes(&self) -> u64 {
+        self.lock().unstable_bytes
     }
 
     /// Judges a write that made itself stable: its failed sync poisons like any other, and its
@@ -139,7 +149,8 @@ impl Syncs {
         }
         if state.started == state.finished {
             state.started += 1;
-            let lead = Lead { syncs: self, covers: state.written, ended: false };
+            let (covers, bytes) = (state.written, state.unstable_bytes);
+            let lead = Lead { syncs: self, covers, bytes, ended: false };
             return Poll::Ready(Ok(Turn::Lead(lead)));
         }
         if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -176,6 +187,8 @@ struct Lead<'a> {
     syncs: &'a Syncs,
     /// The writes that had returned when the sync started.
     covers: u64,
+    /// Their bytes.
+    bytes: u64,
     ended: bool,
 }
 
@@ -189,7 +202,10 @@ impl Lead<'_> {
         let mut state = self.syncs.lock();
         state.finished = state.started;
         match result {
-            Ok(()) => state.durable = state.durable.max(self.covers),
+            Ok(()) => {
+                state.durable = state.durable.max(self.covers);
+                state.unstable_bytes -= self.bytes;
+            }
             Err(error) => state.poison(&error),
         }
         let waiting = std::mem::take(&mut state.waiting);

@@ -51,8 +51,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "then_some(state.started + 1)" =>
         "then_some(state.started.max(1))";
     "sync-covers-what-came-after-it-began" "C5" SYNCS:
-        "Ok(()) => state.durable = state.durable.max(self.covers)," =>
-        "Ok(()) => state.durable = state.written,";
+        "state.durable = state.durable.max(self.covers);" =>
+        "state.durable = state.written;";
     "flush-ignored" "C5" STABLE:
         "Box::pin(self.syncs.sync(below))" =>
         "Box::pin(async { let _ = below; self.syncs.check() })";
@@ -60,7 +60,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "written: 1," =>
         "written: 0,";
     "zeroes-not-covered-by-flush" "C5" STABLE:
-        "let zeroed = below.zero(at, len, hole, Fua::No).await;\n            self.syncs.wrote();" =>
+        "let zeroed = below.zero(at, len, hole, Fua::No).await;\n            self.syncs.wrote(len);" =>
         "let zeroed = below.zero(at, len, hole, Fua::No).await;";
     "fua-ignored-on-write" "C6" STABLE:
         "let fua = self.raise(fua);" =>
@@ -117,7 +117,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "self.settle().await?;" =>
         "";
     "stop-forgets-what-unsafe-wrote" "I8" CARELESS:
-        "self.syncs.wrote();" =>
+        "self.syncs.wrote(bytes);" =>
         "";
     "change-of-mode-does-not-settle" "change" MODES:
         "self.settle().await.map_err(unstable)?;\n        self.rest()" =>
