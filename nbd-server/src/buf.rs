@@ -6,7 +6,7 @@
 
 mod budget;
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use budget::{Budget, Grant, Place};
@@ -42,6 +42,28 @@ impl IoBuf {
     #[must_use]
     pub fn zeroed(len: usize) -> IoBuf {
         IoBuf { pages: bytemuck::zeroed_vec(len.div_ceil(PAGE)), len, home: None }
+    }
+}
+
+/// A part of bytes that several hold.
+#[derive(Clone)]
+pub struct Slice {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    part: Range<usize>,
+}
+
+impl Slice {
+    /// The bytes in `part` of what `owner` holds.
+    #[must_use]
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, part: Range<usize>) -> Slice {
+        Slice { owner, part }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.part.clone()]
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use common::command::{Fua, Hole};
 use futures::FutureExt;
 
-use crate::buf::IoBuf;
+use crate::buf::{IoBuf, Slice};
 
 /// A device's answer in the making. Once polled it runs to completion: dropping it does not undo it.
 pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
@@ -89,6 +89,36 @@ pub enum Support {
     Emulate,
 }
 
+/// Data in one or more parts, and its place.
+pub struct Piece {
+    /// The first byte's place.
+    pub at: u64,
+    /// What to store there, one after the other.
+    pub parts: Vec<Slice>,
+}
+
+impl Piece {
+    /// Bytes of all parts together; there is at least one.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "there are no empty pieces")]
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    /// All parts in one buffer.
+    #[must_use]
+    pub fn gather(&self) -> IoBuf {
+        let mut data = IoBuf::zeroed(self.len());
+        let mut rest = &mut data[..];
+        for part in &self.parts {
+            let (head, tail) = rest.split_at_mut(part.len());
+            head.copy_from_slice(part);
+            rest = tail;
+        }
+        data
+    }
+}
+
 /// Implement to store bytes.
 ///
 /// Ranges are inside the device. Errors are the host's own, lossless.
@@ -101,6 +131,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Stores the data at byte `at`; with [`Fua::Yes`] (only if the shape says `Native`) it is
     /// stable on return. If then making it stable failed, the error is a [`sync_failure`].
     async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()>;
+    /// Stores several pieces of data that do not overlap, none of them durable, each at its byte.
+    /// Of one that fails nobody knows which were stored.
+    async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
+        for piece in pieces {
+            self.write(piece.at, piece.gather(), Fua::No).await?;
+        }
+        Ok(())
+    }
     /// Makes every write that has returned stable. A failure may mean that such writes are lost.
     async fn flush(&self) -> io::Result<()>;
     /// Makes `len` bytes read as zero without writing them, or fails with
@@ -122,6 +160,8 @@ pub trait Device: Send + Sync {
     fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf>;
     /// Stores the data at byte `at`.
     fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()>;
+    /// Stores several pieces that do not overlap, none of them durable.
+    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()>;
     /// Makes every write-class request that was answered stable.
     fn flush(&self) -> Io<'_, ()>;
     /// Makes `len` bytes read as zero.
@@ -147,6 +187,10 @@ pub trait Layer: Send + Sync + 'static {
     /// See [`Device::write`].
     fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, fua: Fua) -> Io<'a, ()> {
         below.write(at, data, fua)
+    }
+    /// See [`Device::write_many`].
+    fn write_many<'a>(&'a self, below: &'a dyn Device, pieces: Vec<Piece>) -> Io<'a, ()> {
+        below.write_many(pieces)
     }
     /// See [`Device::flush`].
     fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {
@@ -240,6 +284,10 @@ impl<B: Backend> Device for Leaf<B> {
         })
     }
 
+    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
+        Box::pin(self.0.write_many(pieces))
+    }
+
     fn flush(&self) -> Io<'_, ()> {
         Box::pin(async { self.0.flush().await.map_err(sync_failure) })
     }
@@ -290,6 +338,10 @@ impl Device for Layered {
 
     fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
         self.layer.write(&*self.below, at, data, fua)
+    }
+
+    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
+        self.layer.write_many(&*self.below, pieces)
     }
 
     fn flush(&self) -> Io<'_, ()> {

@@ -9,7 +9,7 @@ use common::command::{Fua, Hole};
 use super::Access;
 use super::storage::{Storage, punch};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Shape, Support};
+use crate::device::{Backend, Piece, Shape, Support};
 use crate::engine::{Pool, ioctl};
 
 /// Serves a block device.
@@ -51,6 +51,10 @@ impl Backend for BlockBackend {
 
     async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
         self.storage.write(at, data, fua).await
+    }
+
+    async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
+        self.storage.write_many(pieces).await
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -8,7 +8,7 @@ use common::command::{Fua, Hole};
 use super::Access;
 use super::storage::{Storage, punch, zero_range};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Shape, Support};
+use crate::device::{Backend, Piece, Shape, Support};
 use crate::engine::Pool;
 
 /// Serves a regular file, to its last byte.
@@ -41,6 +41,10 @@ impl Backend for FileBackend {
 
     async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
         self.storage.write(at, data, fua).await
+    }
+
+    async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
+        self.storage.write_many(pieces).await
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -10,8 +10,11 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buf::IoBuf;
-use crate::device::sync_failure;
+use crate::device::{Piece, sync_failure};
 use crate::engine::{Pool, inline};
+
+/// Slices the kernel takes at a time (`UIO_MAXIOV`).
+const SLICES_MAX: usize = 1024;
 
 /// An open descriptor and the engine that drives it.
 pub(super) struct Storage {
@@ -47,6 +50,14 @@ impl Storage {
         .await
     }
 
+    pub(super) async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
+        self.run(move |file| {
+            // Each is let go of as soon as it is written.
+            pieces.into_iter().try_for_each(|piece| write_gathered(file, &piece))
+        })
+        .await
+    }
+
     pub(super) async fn flush(&self) -> io::Result<()> {
         self.run(File::sync_data).await
     }
@@ -59,6 +70,25 @@ impl Storage {
         let file = self.file.clone();
         self.pool.run(move || job(&file)).await
     }
+}
+
+/// Writes the parts of a piece one after the other.
+fn write_gathered(file: &File, piece: &Piece) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = piece.parts.iter().map(|part| IoSlice::new(part)).collect();
+    let (mut rest, mut at) = (&mut slices[..], piece.at);
+    while !rest.is_empty() {
+        let some = &rest[..rest.len().min(SLICES_MAX)];
+        match rustix::io::pwritev(file, some, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                IoSlice::advance_slices(&mut rest, written);
+                at += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Writes with RWF_DSYNC, which syncs this range and no other.

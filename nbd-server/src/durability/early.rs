@@ -78,8 +78,12 @@ impl Early {
                 return false;
             }
             if let Some(data) = data.take() {
+                // Where something is dirty already, the writer has set itself a time.
+                let first = state.cache.is_empty();
                 state.cache.insert(at, data);
-                state.wake_writer();
+                if first {
+                    state.wake_writer();
+                }
             }
             true
         })

@@ -7,7 +7,7 @@ use common::command::{Fua, Hole};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
-use crate::device::{Device, Health, Io, Layer, Support};
+use crate::device::{Device, Health, Io, Layer, Piece, Support};
 
 /// Makes writes durable when asked: by every request (`writethrough`) or by FLUSH and FUA.
 pub(super) struct Stable {
@@ -47,6 +47,17 @@ impl Layer for Stable {
             self.syncs.wrote(bytes);
             written?;
             self.settle(below, fua).await
+        })
+    }
+
+    fn write_many<'a>(&'a self, below: &'a dyn Device, pieces: Vec<Piece>) -> Io<'a, ()> {
+        Box::pin(async move {
+            self.syncs.check()?;
+            let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+            let written = below.write_many(pieces).await;
+            self.syncs.wrote(bytes);
+            written?;
+            self.settle(below, self.every_write).await
         })
     }
 

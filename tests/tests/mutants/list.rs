@@ -87,10 +87,10 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "early.lost(&error);" =>
         "let _ = error;";
     "lost-write-back-dropped" "E3" WRITER:
-        "early.lock().cache.came_back(id);" =>
-        "early.lock().cache.arrived(id);";
+        "places.into_iter().for_each(|at| state.cache.came_back(at));" =>
+        "places.into_iter().for_each(|at| state.cache.arrived(at));";
     "flush-forgets-what-is-leaving" "early C5" CACHE:
-        "|| self.leaving.iter().any(|batch| batch.oldest <= number)" =>
+        "|| self.leaving.values().any(|batch| batch.oldest <= number)" =>
         "";
     "flush-forgets-what-was-replaced" "early C5" CACHE:
         "let oldest = self.cut(&range).unwrap_or(self.last);" =>
@@ -110,6 +110,9 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "memory-without-bound" "I7" EARLY:
         "if state.cache.held() + len > self.limits.dirty_max" =>
         "if state.cache.held() + len > usize::MAX - 1";
+    "some-of-a-batch-forgotten" "early C5" WRITER:
+        "let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();" =>
+        "let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();\n                    let pieces = pieces.into_iter().take(1).collect();";
     "dirty-data-never-ages" "I7" WRITER:
         "early.lock().cache.expedite(*armed);" =>
         "let _ = *armed;";

@@ -12,7 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::buf::IoBuf;
+use crate::buf::{IoBuf, Slice};
+use crate::device::Piece;
 
 /// Longest write that is put together from adjacent extents, in bytes.
 const MERGE_MAX: u64 = 1 << 20;
@@ -21,6 +22,12 @@ const MERGE_MAX: u64 = 1 << 20;
 struct Payload {
     data: IoBuf,
     held: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 impl Drop for Payload {
@@ -66,8 +73,8 @@ pub(super) struct Cache {
     dirty: BTreeMap<u64, Extent>,
     /// The dirty extents by age: oldest promise, then place.
     ages: BTreeSet<(u64, u64)>,
-    leaving: Vec<Batch>,
-    batches: u64,
+    /// By place, too.
+    leaving: BTreeMap<u64, Batch>,
     held: Arc<AtomicUsize>,
     /// Number of the last write that was accepted.
     last: u64,
@@ -76,24 +83,10 @@ pub(super) struct Cache {
 }
 
 /// Adjacent extents that leave as one write.
-pub(super) struct Batch {
-    id: u64,
+struct Batch {
     extents: Vec<Extent>,
+    end: u64,
     oldest: u64,
-}
-
-impl Batch {
-    fn range(&self) -> Range<u64> {
-        let (first, last) = (self.extents.first(), self.extents.last());
-        first.map_or(0, |extent| extent.at)..last.map_or(0, Extent::end)
-    }
-}
-
-/// A write to be done below.
-pub(super) struct Write {
-    pub(super) id: u64,
-    pub(super) at: u64,
-    pub(super) data: IoBuf,
 }
 
 /// What overlays a range: older parts first.
@@ -147,7 +140,7 @@ impl Cache {
     /// Whether the promise of some write up to `number` is not yet kept.
     pub(super) fn holds_up_to(&self, number: u64) -> bool {
         self.ages.first().is_some_and(|(oldest, _)| *oldest <= number)
-            || self.leaving.iter().any(|batch| batch.oldest <= number)
+            || self.leaving.values().any(|batch| batch.oldest <= number)
     }
 
     /// Whether nothing is held.
@@ -162,7 +155,7 @@ impl Cache {
 
     /// What a read of `range` must see over what is below.
     pub(super) fn overlay(&self, range: &Range<u64>) -> Overlay {
-        let leaving = self.leaving.iter().flat_map(|batch| &batch.extents);
+        let leaving = self.leaving_in(range).flat_map(|batch| &batch.extents);
         let older = leaving.filter(|extent| extent.overlaps(range));
         let newer = self.overlapping(range).map(|(_, extent)| extent);
         Overlay(older.chain(newer).map(|extent| extent.clip(range)).collect())
@@ -170,7 +163,7 @@ impl Cache {
 
     /// Moves the next due extent, with its neighbours, from dirty to leaving. None is due whose
     /// place is being written already: older content must land first.
-    pub(super) fn leave(&mut self) -> Option<Write> {
+    pub(super) fn leave(&mut self) -> Option<Piece> {
         let due = self.ages.iter().take_while(|(oldest, _)| *oldest <= self.due);
         let extents = due.map(|(_, at)| &self.dirty[at]);
         let first = extents.into_iter().find(|extent| !self.leaves(&(extent.at..extent.end())))?.clone();
@@ -190,24 +183,21 @@ impl Cache {
         for extent in &run {
             self.take(extent.at);
         }
-        let mut data = IoBuf::zeroed(usize::try_from(end - start).expect("bounded by the longest write"));
-        Overlay(run.clone()).apply(start, &mut data);
+        let parts =
+            run.iter().map(|extent| Slice::new(extent.payload.clone(), extent.part.clone())).collect();
         let oldest = run.iter().map(|extent| extent.oldest).min().unwrap_or(first.oldest);
-        self.batches += 1;
-        let id = self.batches;
-        self.leaving.push(Batch { id, extents: run, oldest });
-        Some(Write { id, at: start, data })
+        self.leaving.insert(start, Batch { extents: run, end, oldest });
+        Some(Piece { at: start, parts })
     }
 
-    /// A write that left has arrived below.
-    pub(super) fn arrived(&mut self, id: u64) {
-        self.leaving.retain(|batch| batch.id != id);
+    /// What left from byte `at` on has arrived below.
+    pub(super) fn arrived(&mut self, at: u64) {
+        self.leaving.remove(&at);
     }
 
-    /// A write that left did not arrive: its content is dirty again, under what came since.
-    pub(super) fn came_back(&mut self, id: u64) {
-        let Some(index) = self.leaving.iter().position(|batch| batch.id == id) else { return };
-        for extent in self.leaving.remove(index).extents {
+    /// What left from byte `at` on did not arrive: it is dirty again, under what came since.
+    pub(super) fn came_back(&mut self, at: u64) {
+        for extent in self.leaving.remove(&at).map(|batch| batch.extents).into_iter().flatten() {
             let range = extent.at..extent.end();
             let newer: Vec<Extent> = self.overlapping(&range).map(|(_, newer)| newer.clip(&range)).collect();
             let oldest = extent.oldest.min(self.cut(&range).unwrap_or(u64::MAX));
@@ -225,10 +215,13 @@ impl Cache {
     }
 
     fn leaves(&self, range: &Range<u64>) -> bool {
-        self.leaving.iter().any(|batch| {
-            let batch = batch.range();
-            batch.start < range.end && range.start < batch.end
-        })
+        self.leaving_in(range).next().is_some()
+    }
+
+    fn leaving_in(&self, range: &Range<u64>) -> impl Iterator<Item = &Batch> {
+        let before = self.leaving.range(..range.start).next_back().map(|(_, batch)| batch);
+        let inside = self.leaving.range(range.clone()).map(|(_, batch)| batch);
+        before.filter(|batch| batch.end > range.start).into_iter().chain(inside)
     }
 
     fn overlapping<'a>(&'a self, range: &Range<u64>) -> impl Iterator<Item = (&'a u64, &'a Extent)> {

@@ -1,28 +1,33 @@
 //! Empties the cache of `early-ack` in the background.
+//!
+//! Many small writes go below as one, in the order of their places: handing each to the disk by
+//! itself would cost more than the early acknowledgement saves.
 
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 
-use common::command::Fua;
 use futures::stream::{FuturesUnordered, StreamExt};
 
-use super::Early;
-use super::cache::Write;
-use crate::device::{Clock, Device};
+use super::{Early, State};
+use crate::device::{Clock, Device, Piece};
 
-/// Writes on their way at a time: enough to keep a disk busy, few enough to merge behind them.
-const WRITES_MAX: usize = 16;
+/// Batches on their way at a time: enough to keep a disk busy, few enough to merge behind them.
+const BATCHES_MAX: usize = 4;
+/// Pieces of a batch: the cost of handing it over is then a small part of each.
+const PIECES_MAX: usize = 64;
+/// Bytes after which a batch is full: some 10 ms for a slow disk.
+const BYTES_MAX: usize = 1 << 20;
 
 /// Writes back what is due, for as long as the export lives.
 pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>) {
-    let mut writes = FuturesUnordered::new();
+    let mut batches = FuturesUnordered::new();
     let mut timer = None;
     poll_fn(|cx| {
         loop {
-            while let Poll::Ready(Some((id, result))) = writes.poll_next_unpin(cx) {
-                settle(early, id, result);
+            while let Poll::Ready(Some((places, result))) = batches.poll_next_unpin(cx) {
+                settle(early, places, result);
             }
             let mut state = early.lock();
             state.writer = Some(cx.waker().clone());
@@ -30,11 +35,14 @@ pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>)
                 // What could not be stored stays in the cache, where reads see it.
                 return Poll::<()>::Pending;
             }
-            if writes.len() < WRITES_MAX
-                && let Some(Write { id, at, data }) = state.cache.leave()
+            if batches.len() < BATCHES_MAX
+                && let Some(pieces) = batch(&mut state)
             {
                 drop(state);
-                writes.push(async move { (id, below.write(at, data, Fua::No).await) });
+                batches.push(async move {
+                    let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();
+                    (places, below.write_many(pieces).await)
+                });
                 continue;
             }
             if state.cache.is_empty() {
@@ -55,15 +63,28 @@ pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>)
     .await;
 }
 
-fn settle(early: &Early, id: u64, result: io::Result<()>) {
+/// What shall leave next.
+fn batch(state: &mut State) -> Option<Vec<Piece>> {
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    while pieces.len() < PIECES_MAX && bytes < BYTES_MAX {
+        let Some(piece) = state.cache.leave() else { break };
+        bytes += piece.len();
+        pieces.push(piece);
+    }
+    pieces.sort_unstable_by_key(|piece| piece.at);
+    (!pieces.is_empty()).then_some(pieces)
+}
+
+fn settle(early: &Early, places: Vec<u64>, result: io::Result<()>) {
+    let mut state = early.lock();
     match result {
         Ok(()) => {
-            let mut state = early.lock();
-            state.cache.arrived(id);
+            places.into_iter().for_each(|at| state.cache.arrived(at));
             state.wake_waiting();
         }
         Err(error) => {
-            early.lock().cache.came_back(id);
+            places.into_iter().for_each(|at| state.cache.came_back(at));
+            drop(state);
             early.lost(&error);
         }
     }

@@ -29,7 +29,7 @@ proptest! {
     fn the_cache_is_an_array(steps in proptest::collection::vec(step(), 1..60)) {
         let (mut newest, mut below) = ([0_u8; 80], [0_u8; 80]);
         let mut cache = Cache::default();
-        let mut leaving: Vec<Write> = Vec::new();
+        let mut leaving: Vec<Piece> = Vec::new();
         for (number, step) in (1_u8..).zip(steps) {
             match step {
                 Step::Write(at, len) => {
@@ -42,11 +42,11 @@ proptest! {
                 Step::Arrive(index) if index < leaving.len() => {
                     let write = leaving.remove(index);
                     let at = usize::try_from(write.at).unwrap();
-                    below[at..at + write.data.len()].copy_from_slice(&write.data);
-                    cache.arrived(write.id);
+                    below[at..at + write.len()].copy_from_slice(&write.gather());
+                    cache.arrived(write.at);
                 }
                 Step::ComeBack(index) if index < leaving.len() => {
-                    cache.came_back(leaving.remove(index).id);
+                    cache.came_back(leaving.remove(index).at);
                 }
                 Step::Arrive(_) | Step::ComeBack(_) => {}
             }
@@ -59,8 +59,9 @@ proptest! {
             leaving.extend(cache.leave());
             let Some(write) = leaving.pop() else { break };
             let at = usize::try_from(write.at).unwrap();
-            below[at..at + write.data.len()].copy_from_slice(&write.data);
-            cache.arrived(write.id);
+            below[at..at + write.len()].copy_from_slice(&write.gather());
+            cache.arrived(write.at);
+            drop(write);
         }
         prop_assert_eq!(&below[..], &newest[..]);
         prop_assert!(cache.is_empty() && !cache.holds_up_to(u64::MAX));
@@ -76,9 +77,9 @@ fn a_replaced_write_leaves_its_promise_behind() {
     assert!(cache.holds_up_to(first), "a FLUSH that covers the first must wait for the second");
     cache.expedite(first);
     let write = cache.leave().expect("due for the promise it carries");
-    assert_eq!(&write.data[..], b"new");
+    assert_eq!(&write.gather()[..], b"new");
     assert!(cache.holds_up_to(first));
-    cache.arrived(write.id);
+    cache.arrived(write.at);
     assert!(!cache.holds_up_to(first));
 }
 
@@ -90,6 +91,6 @@ fn neighbours_leave_together() {
     }
     cache.expedite(1);
     let write = cache.leave().expect("the first is due");
-    assert_eq!((write.at, write.data.len()), (0, 12));
+    assert_eq!((write.at, write.len()), (0, 12));
     assert!(cache.leave().is_none(), "what is not due stays");
 }
