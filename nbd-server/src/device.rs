@@ -8,6 +8,9 @@
 //! Futures are polled on the thread that made them and need not be `Send`; devices themselves are
 //! shared by all workers. There is no order between requests in flight unless a layer makes one.
 
+mod layered;
+mod leaf;
+
 use std::error::Error;
 use std::future::Future;
 use std::io;
@@ -17,9 +20,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::command::{Fua, Hole};
-use futures::FutureExt;
 
 use crate::buf::{IoBuf, Slice};
+use layered::Layered;
+use leaf::Leaf;
 
 /// A device's answer in the making. Once polled it runs to completion: dropping it does not undo it.
 pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
@@ -240,128 +244,3 @@ pub fn is_sync_failure(error: &io::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error("making writes durable failed: {0}")]
 struct SyncFailure(#[source] io::Error);
-
-/// Bytes of zeroes written at a time where a backend cannot zero by itself.
-const ZERO_PIECE: usize = 1 << 20;
-
-struct Leaf<B>(B);
-
-impl<B: Backend> Leaf<B> {
-    async fn write_zeroes(&self, mut at: u64, len: u64) -> io::Result<()> {
-        let end = at + len;
-        while at < end {
-            let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_PIECE);
-            self.0.write(at, IoBuf::zeroed(piece), Fua::No).await?;
-            at += piece as u64;
-        }
-        Ok(())
-    }
-
-    async fn flush_if(&self, fua: Fua) -> io::Result<()> {
-        match fua {
-            Fua::Yes => self.0.flush().await.map_err(sync_failure),
-            Fua::No => Ok(()),
-        }
-    }
-}
-
-impl<B: Backend> Device for Leaf<B> {
-    fn shape(&self) -> Shape {
-        self.0.shape()
-    }
-
-    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
-        Box::pin(self.0.read(at, buf))
-    }
-
-    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
-        if fua == Fua::No || self.0.shape().fua == Support::Native {
-            return Box::pin(self.0.write(at, data, fua));
-        }
-        Box::pin(async move {
-            self.0.write(at, data, Fua::No).await?;
-            self.flush_if(fua).await
-        })
-    }
-
-    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
-        Box::pin(self.0.write_many(pieces))
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { self.0.flush().await.map_err(sync_failure) })
-    }
-
-    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
-        Box::pin(async move {
-            match self.0.zero(at, len, hole).await {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    self.write_zeroes(at, len).await?;
-                }
-                done => done?,
-            }
-            self.flush_if(fua).await
-        })
-    }
-
-    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
-        Box::pin(async move {
-            if self.0.shape().trim == Support::Native {
-                self.0.trim(at, len).await?;
-            }
-            self.flush_if(fua).await
-        })
-    }
-
-    fn health(&self) -> Health {
-        Health::default()
-    }
-
-    fn background(&self, _clock: Rc<dyn Clock>) -> Background<'_> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
-struct Layered {
-    layer: Box<dyn Layer>,
-    below: Arc<dyn Device>,
-}
-
-impl Device for Layered {
-    fn shape(&self) -> Shape {
-        self.layer.shape(self.below.shape())
-    }
-
-    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
-        self.layer.read(&*self.below, at, buf)
-    }
-
-    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
-        self.layer.write(&*self.below, at, data, fua)
-    }
-
-    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
-        self.layer.write_many(&*self.below, pieces)
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        self.layer.flush(&*self.below)
-    }
-
-    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
-        self.layer.zero(&*self.below, at, len, hole, fua)
-    }
-
-    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
-        self.layer.trim(&*self.below, at, len, fua)
-    }
-
-    fn health(&self) -> Health {
-        self.layer.health(self.below.health())
-    }
-
-    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_> {
-        let own = self.layer.background(&*self.below, clock.clone());
-        Box::pin(futures::future::join(own, self.below.background(clock)).map(|((), ())| ()))
-    }
-}

@@ -1,0 +1,54 @@
+//! A layer on a device: every call goes to the layer, which passes on what it does not change.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use common::command::{Fua, Hole};
+use futures::FutureExt;
+
+use super::{Background, Clock, Device, Health, Io, Layer, Piece, Shape};
+use crate::buf::IoBuf;
+
+pub(super) struct Layered {
+    pub(super) layer: Box<dyn Layer>,
+    pub(super) below: Arc<dyn Device>,
+}
+
+impl Device for Layered {
+    fn shape(&self) -> Shape {
+        self.layer.shape(self.below.shape())
+    }
+
+    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        self.layer.read(&*self.below, at, buf)
+    }
+
+    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
+        self.layer.write(&*self.below, at, data, fua)
+    }
+
+    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
+        self.layer.write_many(&*self.below, pieces)
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.layer.flush(&*self.below)
+    }
+
+    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
+        self.layer.zero(&*self.below, at, len, hole, fua)
+    }
+
+    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
+        self.layer.trim(&*self.below, at, len, fua)
+    }
+
+    fn health(&self) -> Health {
+        self.layer.health(self.below.health())
+    }
+
+    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_> {
+        let own = self.layer.background(&*self.below, clock.clone());
+        Box::pin(futures::future::join(own, self.below.background(clock)).map(|((), ())| ()))
+    }
+}

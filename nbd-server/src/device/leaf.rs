@@ -1,0 +1,90 @@
+//! A backend as a device: what it lacks is made up from what it has.
+
+use std::io;
+use std::rc::Rc;
+
+use common::command::{Fua, Hole};
+
+use super::{Backend, Background, Clock, Device, Health, Io, Piece, Shape, Support, sync_failure};
+use crate::buf::IoBuf;
+
+/// Bytes of zeroes written at a time where a backend cannot zero by itself.
+const ZERO_PIECE: usize = 1 << 20;
+
+pub(super) struct Leaf<B>(pub(super) B);
+
+impl<B: Backend> Leaf<B> {
+    async fn write_zeroes(&self, mut at: u64, len: u64) -> io::Result<()> {
+        let end = at + len;
+        while at < end {
+            let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_PIECE);
+            self.0.write(at, IoBuf::zeroed(piece), Fua::No).await?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
+    async fn flush_if(&self, fua: Fua) -> io::Result<()> {
+        match fua {
+            Fua::Yes => self.0.flush().await.map_err(sync_failure),
+            Fua::No => Ok(()),
+        }
+    }
+}
+
+impl<B: Backend> Device for Leaf<B> {
+    fn shape(&self) -> Shape {
+        self.0.shape()
+    }
+
+    fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        Box::pin(self.0.read(at, buf))
+    }
+
+    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
+        if fua == Fua::No || self.0.shape().fua == Support::Native {
+            return Box::pin(self.0.write(at, data, fua));
+        }
+        Box::pin(async move {
+            self.0.write(at, data, Fua::No).await?;
+            self.flush_if(fua).await
+        })
+    }
+
+    fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
+        Box::pin(self.0.write_many(pieces))
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async { self.0.flush().await.map_err(sync_failure) })
+    }
+
+    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
+        Box::pin(async move {
+            match self.0.zero(at, len, hole).await {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.write_zeroes(at, len).await?;
+                }
+                done => done?,
+            }
+            self.flush_if(fua).await
+        })
+    }
+
+    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
+        Box::pin(async move {
+            if self.0.shape().trim == Support::Native {
+                self.0.trim(at, len).await?;
+            }
+            self.flush_if(fua).await
+        })
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn background(&self, _clock: Rc<dyn Clock>) -> Background<'_> {
+        Box::pin(std::future::ready(()))
+    }
+}
