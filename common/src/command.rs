@@ -58,6 +58,8 @@ pub enum Command {
     Trim(Span, Fua),
     /// The range reads as zero from now on.
     WriteZeroes(Span, Hole, Fua),
+    /// Answer with what the selected contexts say about the range.
+    BlockStatus(Span),
     /// Finish what is outstanding and close; never answered.
     Disconnect,
 }
@@ -82,6 +84,8 @@ pub struct Terms {
     pub block_min: u32,
     /// Longest READ or WRITE, in bytes.
     pub payload_max: u32,
+    /// Metadata contexts that were selected.
+    pub contexts: usize,
 }
 
 /// The 28 bytes that open every request.
@@ -165,6 +169,10 @@ impl RequestHeader {
                 may(TransmissionFlags::SEND_WRITE_ZEROES)?;
                 Command::WriteZeroes(self.span(terms, WireError::ENOSPC)?, self.hole(), self.fua())
             }
+            // Without contexts there is nothing to say, and an empty range has no extent.
+            CommandType::BLOCK_STATUS if terms.contexts > 0 && self.length > 0 => {
+                Command::BlockStatus(self.span(terms, WireError::EINVAL)?)
+            }
             _ => return Err(WireError::EINVAL),
         };
         self.check_flags(terms)?;
@@ -198,8 +206,13 @@ impl RequestHeader {
         if terms.flags.contains(TransmissionFlags::SEND_FUA) {
             valid |= CommandFlags::FUA;
         }
-        if self.command == CommandType::WRITE_ZEROES {
-            valid |= CommandFlags::NO_HOLE;
+        match self.command {
+            CommandType::WRITE_ZEROES => valid |= CommandFlags::NO_HOLE,
+            CommandType::READ if terms.flags.contains(TransmissionFlags::SEND_DF) => {
+                valid |= CommandFlags::DF;
+            }
+            CommandType::BLOCK_STATUS => valid |= CommandFlags::REQ_ONE,
+            _ => {}
         }
         if self.flags.without(valid) == CommandFlags::NONE { Ok(()) } else { Err(WireError::EINVAL) }
     }

@@ -6,6 +6,7 @@
 //! state that was left cannot be used again.
 
 pub mod client;
+pub mod context;
 pub mod server;
 
 use crate::proto::TransmissionFlags;

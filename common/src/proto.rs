@@ -3,6 +3,9 @@
 //! Numbers that travel are newtypes: unknown values survive a round trip and `Debug` prints the
 //! spec's names.
 
+#[macro_use]
+mod macros;
+
 /// The IANA port of NBD.
 pub const DEFAULT_PORT: u16 = 10809;
 
@@ -17,94 +20,21 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// First word of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 
+/// First word of a structured reply's chunk.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
 /// Bytes of a request header: magic, flags, type, cookie, offset, length.
 pub const REQUEST_HEADER_LEN: usize = 28;
 /// Bytes of a simple reply header: magic, error, cookie.
 pub const SIMPLE_REPLY_HEADER_LEN: usize = 16;
+/// Bytes of a chunk's header: magic, flags, type, cookie, length.
+pub const CHUNK_HEADER_LEN: usize = 20;
 /// Bytes of the zero padding after an NBD_OPT_EXPORT_NAME answer without NO_ZEROES.
 pub const EXPORT_NAME_PADDING: usize = 124;
 /// Longest string the spec allows, in bytes ("Values", section on strings).
 pub const STRING_MAX: usize = 4096;
 /// The largest payload a portable peer may send or ask for: 32 MiB ("Size constraints").
 pub const PAYLOAD_MAX: u32 = 32 << 20;
-
-/// A newtype over a wire integer with the spec's names for its known values.
-macro_rules! wire_enum {
-    ($(#[$meta:meta])* $name:ident($int:ty) { $($(#[$doc:meta])* $value:ident = $number:expr,)* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(pub $int);
-
-        impl $name {
-            $($(#[$doc])* pub const $value: $name = $name($number);)*
-        }
-
-        impl std::fmt::Debug for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                match *self {
-                    $($name::$value => f.write_str(stringify!($value)),)*
-                    $name(other) => write!(f, concat!(stringify!($name), "({:#x})"), other),
-                }
-            }
-        }
-    };
-}
-
-/// A newtype over a wire integer whose bits the spec names.
-macro_rules! wire_flags {
-    ($(#[$meta:meta])* $name:ident($int:ty) { $($(#[$doc:meta])* $value:ident = $bit:expr,)* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-        pub struct $name(pub $int);
-
-        impl $name {
-            $($(#[$doc])* pub const $value: $name = $name(1 << $bit);)*
-
-            /// No bit set.
-            pub const NONE: $name = $name(0);
-
-            /// Whether every bit of `other` is set here.
-            #[must_use]
-            pub const fn contains(self, other: $name) -> bool {
-                self.0 & other.0 == other.0
-            }
-
-            /// The bits that are set here and not in `other`.
-            #[must_use]
-            pub const fn without(self, other: $name) -> $name {
-                $name(self.0 & !other.0)
-            }
-
-            /// The spec's names of the bits set here, in bit order; unknown bits are left out.
-            pub fn names(self) -> impl Iterator<Item = &'static str> {
-                [$(($name::$value, stringify!($value)),)*]
-                    .into_iter()
-                    .filter(move |(bit, _)| self.contains(*bit))
-                    .map(|(_, name)| name)
-            }
-        }
-
-        impl std::ops::BitOr for $name {
-            type Output = $name;
-            fn bitor(self, other: $name) -> $name {
-                $name(self.0 | other.0)
-            }
-        }
-
-        impl std::ops::BitOrAssign for $name {
-            fn bitor_assign(&mut self, other: $name) {
-                self.0 |= other.0;
-            }
-        }
-
-        impl std::fmt::Debug for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                let names: Vec<&str> = self.names().collect();
-                write!(f, "{:#x}({})", self.0, names.join("|"))
-            }
-        }
-    };
-}
 
 wire_flags! {
     /// Handshake flags of the server's greeting (16 bits).
@@ -277,6 +207,32 @@ wire_enum! {
         WRITE_ZEROES = 6,
         /// Report extents.
         BLOCK_STATUS = 7,
+    }
+}
+
+wire_flags! {
+    /// Flags of one chunk ("Structured reply flags").
+    ChunkFlags(u16) {
+        /// The last chunk of its reply.
+        DONE = 0,
+    }
+}
+
+wire_enum! {
+    /// Kinds of chunk ("Structured reply types"); bit 15 marks errors.
+    ChunkType(u16) {
+        /// Nothing but the header.
+        NONE = 0,
+        /// An offset and data.
+        OFFSET_DATA = 1,
+        /// An offset and a length that reads as zero.
+        OFFSET_HOLE = 2,
+        /// A context's id and extents.
+        BLOCK_STATUS = 5,
+        /// An error and a text.
+        ERROR = 1 << 15 | 1,
+        /// An error, a text and an offset.
+        ERROR_OFFSET = 1 << 15 | 2,
     }
 }
 

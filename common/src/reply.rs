@@ -1,8 +1,12 @@
-//! Simple replies: sixteen bytes, then the data of a successful READ.
+//! Replies: simple ones, sixteen bytes and then the data of a successful READ; and chunks of
+//! structured ones, twenty bytes and then what the kind of chunk says.
 
 use crate::Violation;
-use crate::proto::{SIMPLE_REPLY_HEADER_LEN, SIMPLE_REPLY_MAGIC, WireError};
-use crate::wire::Cursor;
+use crate::proto::{
+    CHUNK_HEADER_LEN, ChunkFlags, ChunkType, SIMPLE_REPLY_HEADER_LEN, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC, WireError,
+};
+use crate::wire::{self, Cursor, Malformed, Put};
 
 /// The header of a simple reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,4 +39,98 @@ impl SimpleReply {
         let error = WireError(cursor.u32().expect(short));
         Ok(SimpleReply { error, cookie: cursor.u64().expect(short) })
     }
+}
+
+/// The header of a structured reply's chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// Whether it is the last one.
+    pub flags: ChunkFlags,
+    /// What follows.
+    pub kind: ChunkType,
+    /// The cookie of the request that is answered.
+    pub cookie: u64,
+    /// Bytes that follow.
+    pub length: u32,
+}
+
+impl ChunkHeader {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; CHUNK_HEADER_LEN] {
+        let mut bytes = [0; CHUNK_HEADER_LEN];
+        bytes[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.0.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.kind.0.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.length.to_be_bytes());
+        bytes
+    }
+
+    /// Reads a header.
+    pub fn decode(bytes: &[u8; CHUNK_HEADER_LEN]) -> Result<ChunkHeader, Violation> {
+        let short = "a header has all its fields";
+        let mut cursor = Cursor::new(bytes);
+        let magic = cursor.u32().expect(short);
+        if magic != STRUCTURED_REPLY_MAGIC {
+            return Err(Violation::Magic { expected: "a structured reply", found: magic.into() });
+        }
+        Ok(ChunkHeader {
+            flags: ChunkFlags(cursor.u16().expect(short)),
+            kind: ChunkType(cursor.u16().expect(short)),
+            cookie: cursor.u64().expect(short),
+            length: cursor.u32().expect(short),
+        })
+    }
+}
+
+/// Some bytes of an export that have the same status in a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes.
+    pub length: u32,
+    /// What the context says of them.
+    pub status: u32,
+}
+
+/// Appends what follows the header of a BLOCK_STATUS chunk.
+pub fn put_extents(out: &mut Vec<u8>, context: u32, extents: &[Extent]) {
+    out.put_u32(context);
+    for extent in extents {
+        out.put_u32(extent.length);
+        out.put_u32(extent.status);
+    }
+}
+
+/// Reads what follows the header of a BLOCK_STATUS chunk: the context's id, and at least one
+/// extent, none of which is empty.
+pub fn decode_extents(data: &[u8]) -> Result<(u32, Vec<Extent>), Malformed> {
+    let mut cursor = Cursor::new(data);
+    let context = cursor.u32()?;
+    let mut extents = Vec::new();
+    for _ in 0..(data.len() - 4).div_ceil(8).max(1) {
+        let extent = Extent { length: cursor.u32()?, status: cursor.u32()? };
+        if extent.length == 0 {
+            return Err(Malformed::Short);
+        }
+        extents.push(extent);
+    }
+    cursor.end()?;
+    Ok((context, extents))
+}
+
+/// Appends what follows the header of an ERROR chunk. The text is for people.
+pub fn put_error(out: &mut Vec<u8>, error: WireError, text: &str) {
+    let text = &text[..text.floor_char_boundary(crate::proto::STRING_MAX)];
+    out.put_u32(error.0);
+    out.put_u16(u16::try_from(text.len()).expect("STRING_MAX fits in 16 bits"));
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Reads what follows the header of an ERROR or ERROR_OFFSET chunk, without the offset.
+pub fn decode_error(data: &[u8]) -> Result<(WireError, String), Malformed> {
+    let mut cursor = Cursor::new(data);
+    let error = WireError(cursor.u32()?);
+    let len = cursor.u16()?;
+    Ok((error, wire::string(cursor.bytes(len.into())?)?.to_owned()))
 }

@@ -6,7 +6,13 @@ use common::proto::*;
 const SIZE: u64 = 1 << 20;
 
 fn terms(flags: TransmissionFlags) -> Terms {
-    Terms { size: SIZE, flags: TransmissionFlags::HAS_FLAGS | flags, block_min: 1, payload_max: PAYLOAD_MAX }
+    Terms {
+        size: SIZE,
+        flags: TransmissionFlags::HAS_FLAGS | flags,
+        block_min: 1,
+        payload_max: PAYLOAD_MAX,
+        contexts: 0,
+    }
 }
 
 fn everything() -> Terms {
@@ -81,4 +87,21 @@ fn sizes_and_alignment_are_enforced() {
     assert_eq!(error(header(CommandType::READ, 1, 512, 0)), WireError::EINVAL);
     assert_eq!(error(header(CommandType::TRIM, 0, 100, 0)), WireError::EINVAL);
     assert!(header(CommandType::WRITE_ZEROES, 0, 1 << 20, 0).admit(&strict).is_ok());
+}
+
+#[test]
+fn block_status_needs_a_context_and_structured_replies_bring_df() {
+    let (status, read) = (CommandType::BLOCK_STATUS, CommandType::READ);
+    let span = Span { at: 512, len: 512 };
+    let (req_one, df) = (CommandFlags::REQ_ONE.0, CommandFlags::DF.0);
+    let refused = |error| Err(Refusal { error, skip: 0 });
+    let with = Terms { contexts: 1, ..terms(TransmissionFlags::SEND_DF) };
+    assert_eq!(header(status, 512, 512, 0).admit(&with), Ok(Command::BlockStatus(span)));
+    assert_eq!(header(status, 512, 512, req_one).admit(&with), Ok(Command::BlockStatus(span)));
+    assert_eq!(header(read, 512, 512, df).admit(&with), Ok(Command::Read(span)));
+    for bad in [header(status, 512, 0, 0), header(status, SIZE, 1, 0), header(status, 512, 512, df)] {
+        assert_eq!(bad.admit(&with), refused(WireError::EINVAL), "{bad:?}");
+    }
+    assert_eq!(header(status, 512, 512, 0).admit(&everything()), refused(WireError::EINVAL));
+    assert_eq!(header(read, 512, 512, df).admit(&everything()), refused(WireError::EINVAL));
 }

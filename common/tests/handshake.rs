@@ -25,6 +25,10 @@ impl Exports for Shelf {
         let handle = ["", "disk"].into_iter().find(|known| *known == name)?;
         Some((export(name), handle))
     }
+
+    fn contexts(&self, handle: &&'static str) -> Vec<String> {
+        ["base:allocation", "x-test:one", "x-test:two"].map(|name| format!("{name}{handle}")).to_vec()
+    }
 }
 
 fn export(name: &str) -> Export {
@@ -160,8 +164,7 @@ fn replies(mut sent: &[u8]) -> Vec<(OptionType, ReplyType)> {
 fn options_the_server_lacks_are_skipped_exactly_and_answered() {
     let lacking = [
         (OptionType::STARTTLS, &[][..]),
-        (OptionType::STRUCTURED_REPLY, &[]),
-        (OptionType::SET_META_CONTEXT, &[7; 9999]),
+        (OptionType::EXTENDED_HEADERS, &[]),
         (OptionType(4242), &[1, 2, 3]),
     ];
     let mut options = lacking.to_vec();
@@ -181,6 +184,9 @@ fn malformed_and_oversized_options_get_errors_and_the_haggling_goes_on() {
         (OptionType::GO, &wrapping),
         (OptionType::INFO, &[]),
         (OptionType::INFO, &long),
+        (OptionType::SET_META_CONTEXT, &[7; 9999]),
+        (OptionType::LIST_META_CONTEXT, &wrapping),
+        (OptionType::STRUCTURED_REPLY, b"data"),
         (OptionType::GO, &InfoRequest { export: "x".into(), wants: vec![] }.encode().clone()),
         (OptionType::ABORT, &b"ignored"[..]),
     ];
@@ -192,6 +198,9 @@ fn malformed_and_oversized_options_get_errors_and_the_haggling_goes_on() {
             (OptionType::GO, ReplyType::ERR_INVALID),
             (OptionType::INFO, ReplyType::ERR_INVALID),
             (OptionType::INFO, ReplyType::ERR_TOO_BIG),
+            (OptionType::SET_META_CONTEXT, ReplyType::ERR_TOO_BIG),
+            (OptionType::LIST_META_CONTEXT, ReplyType::ERR_INVALID),
+            (OptionType::STRUCTURED_REPLY, ReplyType::ERR_INVALID),
             (OptionType::GO, ReplyType::ERR_UNKNOWN),
             (OptionType::ABORT, ReplyType::ACK),
         ]

@@ -3,11 +3,12 @@
 
 use common::command::{Command, Fua, Hole, RequestHeader, Terms};
 use common::handshake::client::{Client, REPLY_DATA_MAX, Step as ClientStep};
+use common::handshake::context::{Context, ContextRequest, decode_context, put_context};
 use common::handshake::server::{Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
 use common::handshake::{Export, Listed};
 use common::option::{InfoRequest, put_option, put_reply};
 use common::proto::*;
-use common::reply::SimpleReply;
+use common::reply::{ChunkHeader, Extent, SimpleReply, decode_error, decode_extents, put_error, put_extents};
 use common::uri::{Tls, Transport, Uri};
 use common::wire::Put;
 use proptest::prelude::*;
@@ -26,6 +27,10 @@ impl Exports for Anything {
         let export = Export { size: 1, flags, block_sizes: None, name: None, description: None };
         (name.len() < 4).then_some((export, ()))
     }
+
+    fn contexts(&self, (): &()) -> Vec<String> {
+        vec!["base:allocation".into(), "x-test:one".into()]
+    }
 }
 
 /// Pieces of a plausible conversation, so that random input gets past the first magic.
@@ -39,6 +44,12 @@ fn client_bytes() -> impl Strategy<Value = Vec<u8>> {
         6 => option,
         1 => proptest::collection::vec(any::<u8>(), 0..60),
         1 => Just(InfoRequest { export: "a".into(), wants: vec![InfoType::NAME] }.encode()),
+        2 => (8_u32..11, proptest::collection::vec("[a-z:-]{0,6}", 0..4)).prop_map(|(kind, queries)| {
+            let mut out = Vec::new();
+            let data = ContextRequest { export: "a".into(), queries }.encode();
+            put_option(&mut out, OptionType(kind), if kind == 8 { &[] } else { &data });
+            out
+        }),
     ];
     proptest::collection::vec(piece, 0..8).prop_map(|pieces| {
         let mut out = 3_u32.to_be_bytes().to_vec();
@@ -105,6 +116,7 @@ fn terms() -> impl Strategy<Value = Terms> {
         flags: TransmissionFlags(flags),
         block_min: 1 << block,
         payload_max: 1 << payload,
+        contexts: usize::from(flags & 1),
     })
 }
 
@@ -162,6 +174,9 @@ proptest! {
                 prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_TRIM));
                 prop_assert!(!has(TransmissionFlags::READ_ONLY));
             }
+            Ok(Command::BlockStatus(span)) => {
+                prop_assert!(span.end() <= terms.size && span.len > 0 && terms.contexts > 0);
+            }
             Ok(Command::WriteZeroes(span, hole, _)) => {
                 prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_WRITE_ZEROES));
                 prop_assert_eq!(hole == Hole::Forbidden, header.flags.contains(CommandFlags::NO_HOLE));
@@ -195,5 +210,41 @@ proptest! {
     #[test]
     fn no_text_makes_the_uri_parser_panic(text in "\\PC*") {
         let _ = text.parse::<Uri>();
+    }
+}
+
+proptest! {
+    #[test]
+    fn chunks_survive_being_written_and_read(
+        flags: u16, kind: u16, cookie: u64, length: u32, error: u32, text in "\\PC{0,40}",
+        extents in proptest::collection::vec((1_u32.., any::<u32>()), 1..9),
+    ) {
+        let header = ChunkHeader { flags: ChunkFlags(flags), kind: ChunkType(kind), cookie, length };
+        prop_assert_eq!(ChunkHeader::decode(&header.encode()), Ok(header));
+        let mut out = Vec::new();
+        put_error(&mut out, WireError(error), &text);
+        prop_assert_eq!(decode_error(&out), Ok((WireError(error), text)));
+        let extents: Vec<_> =
+            extents.into_iter().map(|(length, status)| Extent { length, status }).collect();
+        let mut out = Vec::new();
+        put_extents(&mut out, kind.into(), &extents);
+        prop_assert_eq!(decode_extents(&out), Ok((kind.into(), extents)));
+    }
+
+    #[test]
+    fn requests_for_contexts_survive_being_written_and_read(
+        export in "[a-z]{0,9}", queries in proptest::collection::vec("[a-z:-]{0,9}", 0..5), id: u32, name in "[a-z]{0,9}",
+    ) {
+        let request = ContextRequest { export, queries };
+        prop_assert_eq!(ContextRequest::decode(&request.encode()), Ok(request));
+        let mut out = Vec::new();
+        put_context(&mut out, OptionType::SET_META_CONTEXT, id, &name);
+        prop_assert_eq!(decode_context(&out[20..]), Ok(Context { id, name }));
+    }
+
+    #[test]
+    fn no_chunk_is_read_past_its_end(data in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let (_, _, _) = (decode_extents(&data), decode_error(&data), ContextRequest::decode(&data));
+        let _ = decode_context(&data);
     }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use common::command::Terms;
+use common::handshake::context::{Agreed, ReplyStyle};
 use common::handshake::server::Exports;
 use common::handshake::{self, BlockSizes, Listed};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
@@ -19,6 +20,9 @@ use crate::durability::{ChangeError, Durability, EarlyLimits, Mode};
 use crate::layer::order::Order;
 use crate::metrics::Counters;
 
+/// The metadata context that tells the epoch, which follows in sixteen hexadecimal digits. Its
+/// extents say nothing more.
+const EPOCH_CONTEXT: &str = "x-nbd-durability:epoch=";
 /// Smallest request in bytes. Storage is reached through the page cache, which takes any.
 const BLOCK_MIN: u32 = 1;
 
@@ -64,15 +68,20 @@ impl Export {
         &self.counters
     }
 
-    /// What its connections are held to.
+    /// What a connection is held to.
     #[must_use]
-    pub fn terms(&self) -> Terms {
+    pub fn terms(&self, agreed: &Agreed) -> Terms {
         let shape = self.device.shape();
+        let df = match agreed.style {
+            ReplyStyle::Simple => TransmissionFlags::NONE,
+            ReplyStyle::Structured => TransmissionFlags::SEND_DF,
+        };
         Terms {
             size: shape.size,
-            flags: transmission_flags(shape),
+            flags: transmission_flags(shape) | df,
             block_min: BLOCK_MIN,
             payload_max: PAYLOAD_MAX,
+            contexts: agreed.contexts.len(),
         }
     }
 
@@ -135,14 +144,14 @@ impl Export {
     }
 
     fn describe(&self) -> handshake::Export {
-        let Terms { size, flags, block_min, payload_max } = self.terms();
+        let shape = self.device.shape();
         handshake::Export {
-            size,
-            flags,
+            size: shape.size,
+            flags: transmission_flags(shape),
             block_sizes: Some(BlockSizes {
-                minimum: block_min,
-                preferred: self.device.shape().block_preferred,
-                maximum_payload: payload_max,
+                minimum: BLOCK_MIN,
+                preferred: shape.block_preferred,
+                maximum_payload: PAYLOAD_MAX,
             }),
             name: Some(self.name.clone()),
             description: Some(self.description()),
@@ -211,5 +220,12 @@ impl Exports for Registry {
     fn find(&self, name: &str) -> Option<(handshake::Export, Arc<Export>)> {
         let export = self.exports.get(name)?;
         Some((export.describe(), export.clone()))
+    }
+
+    fn contexts(&self, export: &Arc<Export>) -> Vec<String> {
+        // A client that knows an epoch selects this very one: a server that has forgotten something
+        // does not have it.
+        let epoch = export.epoch().map(|epoch| format!("{EPOCH_CONTEXT}{epoch:016x}"));
+        epoch.into_iter().collect()
     }
 }

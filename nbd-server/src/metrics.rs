@@ -16,6 +16,7 @@ pub struct Counters {
     flushes: AtomicU64,
     trims: AtomicU64,
     zeroes: AtomicU64,
+    statuses: AtomicU64,
     fua: AtomicU64,
     errors: AtomicU64,
     connections: AtomicU64,
@@ -47,6 +48,10 @@ impl Counters {
             Command::WriteZeroes(_, _, fua) => {
                 self.zeroes.fetch_add(1, Relaxed);
                 fua
+            }
+            Command::BlockStatus(_) => {
+                self.statuses.fetch_add(1, Relaxed);
+                Fua::No
             }
             Command::Disconnect => Fua::No,
         };
@@ -81,6 +86,7 @@ impl Counters {
             ("fua", &self.fua),
             ("trims", &self.trims),
             ("zeroes", &self.zeroes),
+            ("statuses", &self.statuses),
             ("errors", &self.errors),
         ];
         rows.into_iter().map(|(name, counter)| (name, counter.load(Relaxed)))

@@ -24,12 +24,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use common::Violation;
+use common::handshake::context::{Agreed, Context as Selected};
 use futures::FutureExt;
 use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use crate::buf::{Budget, Pool};
 use crate::export::Export;
+use execute::Around;
 use receive::{Incoming, Receiver};
 use replies::Replies;
 
@@ -86,6 +88,7 @@ pub struct Progress {
 pub async fn transmit<S>(
     stream: &mut S,
     export: Arc<Export>,
+    agreed: Agreed,
     memory: Memory,
     stop: impl Future<Output = Stop> + Unpin,
     progress: Rc<Progress>,
@@ -93,7 +96,7 @@ pub async fn transmit<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut connection = Connection::new(stream, export, memory, progress);
+    let mut connection = Connection::new(stream, export, agreed, memory, progress);
     let mut stop = stop;
     let end = loop {
         match poll_fn(|cx| connection.poll_next(cx, &mut stop)).await {
@@ -117,6 +120,7 @@ pub enum Stop {
 struct Connection<'s, S> {
     stream: &'s mut S,
     export: Arc<Export>,
+    contexts: Rc<[Selected]>,
     memory: Memory,
     receiver: Receiver,
     in_flight: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
@@ -125,10 +129,17 @@ struct Connection<'s, S> {
 }
 
 impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
-    fn new(stream: &'s mut S, export: Arc<Export>, memory: Memory, progress: Rc<Progress>) -> Self {
-        let receiver = Receiver::new(export.terms());
-        let replies = Rc::new(Replies::default());
-        Connection { stream, export, memory, receiver, in_flight: FuturesUnordered::new(), replies, progress }
+    fn new(
+        stream: &'s mut S,
+        export: Arc<Export>,
+        agreed: Agreed,
+        memory: Memory,
+        progress: Rc<Progress>,
+    ) -> Self {
+        let receiver = Receiver::new(export.terms(&agreed), agreed.style);
+        let contexts = agreed.contexts.into();
+        let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
+        Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress }
     }
 
     /// Drives everything that is under way until a new request is here or no more will come.
@@ -210,10 +221,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
 
     /// Sets a request going. Its first step is taken in the order of receipt.
     fn start(&mut self, incoming: Incoming) {
-        let ticket = self.replies.ticket(incoming.cookie, incoming.grant);
-        let what = incoming.what;
-        let (export, pool) = (self.export.clone(), self.memory.pool.clone());
-        let request = AssertUnwindSafe(execute::execute(what, ticket, export, pool));
+        let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.grant);
+        let around = Around {
+            export: self.export.clone(),
+            contexts: self.contexts.clone(),
+            pool: self.memory.pool.clone(),
+        };
+        let request = AssertUnwindSafe(execute::execute(incoming.what, ticket, around));
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
         // others of this connection go on.
         self.in_flight.push(Box::pin(request.catch_unwind().map(|_panicked| ())));

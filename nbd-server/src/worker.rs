@@ -111,8 +111,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
         negotiated = timeout(shared.handshake_timeout, negotiation) => negotiated,
         _ = shared.stop.clone() => return End::Stopped,
     };
-    let export = match negotiated {
-        Ok(Ok(export)) => export,
+    let (export, agreed) = match negotiated {
+        Ok(Ok(negotiated)) => negotiated,
         Ok(Err(end)) => return end,
         Err(_elapsed) => {
             tracing::warn!("the client did not choose an export in time");
@@ -121,7 +121,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
     };
     let counted = export.clone();
     let _open = counted.counters().connected();
-    tracing::debug!(export = export.name(), "transmission begins");
+    tracing::debug!(export = export.name(), ?agreed, "transmission begins");
 
     let progress = Rc::new(Progress::default());
     let (give_up, gave_up) = oneshot::channel();
@@ -138,7 +138,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
             .boxed_local(),
     )
     .map(|either| either.factor_first().0);
-    let transmission = session::transmit(&mut stream, export, shared.memory.clone(), stop, progress.clone());
+    let memory = shared.memory.clone();
+    let transmission = session::transmit(&mut stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
         end = transmission => end,
         never = watch(&progress, shared, give_up) => match never {},

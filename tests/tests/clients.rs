@@ -44,10 +44,10 @@ fn nbdinfo_tells_what_the_server_can() {
             (&told["protocol"], &export["export-size"]),
             (&"newstyle-fixed".into(), &(10 * MIB).into())
         );
-        for can in ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
+        for can in ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_df"] {
             assert_eq!(export[can], true, "{can}");
         }
-        for cannot in ["is_read_only", "is_rotational", "can_df", "can_cache", "can_fast_zero"] {
+        for cannot in ["is_read_only", "is_rotational", "can_cache", "can_fast_zero"] {
             assert_eq!(export[cannot], false, "{cannot}");
         }
         let description = export["description"].as_str().expect("a text");
@@ -61,6 +61,38 @@ fn nbdinfo_tells_what_the_server_can() {
         assert_eq!(tool::succeed(&nbdinfo, &["--size", &endpoint.uri("other")]).trim(), "1073741824");
         assert!(!tool::run(&nbdinfo, &[endpoint.uri("absent")]).status.success());
     }
+}
+
+/// What nbdsh finds out about the contexts of an export, and what its extents say.
+const CONTEXTS: &str = r"
+names = []
+h.set_opt_mode(True)
+h.connect_uri(uri)
+h.add_meta_context('x-nbd-durability:')
+h.opt_list_meta_context(lambda name: names.append(name))
+(epoch,) = names
+assert epoch.startswith('x-nbd-durability:epoch='), epoch
+other = epoch[:-1] + ('0' if epoch[-1] != '0' else '1')
+h.clear_meta_contexts()
+for name in (other, 'base:allocation', epoch):
+    h.add_meta_context(name)
+h.opt_go()
+assert h.can_meta_context(epoch) and not h.can_meta_context(other)
+extents = []
+h.block_status(1 << 20, 4096, lambda context, at, entries, error: extents.append((context, at, entries)), nbd.CMD_FLAG_REQ_ONE)
+assert extents == [(epoch, 4096, [1 << 20, 0])], extents
+assert h.pread(5, 0) == bytes(5)
+h.shutdown()
+print(epoch)
+";
+
+#[test]
+fn nbdsh_finds_the_epoch_among_the_metadata_contexts() {
+    let Some(nbdsh) = tool::find("nbdsh", "python3-libnbd") else { return };
+    everywhere(&[], &vec![0; 2 << 20], |_, endpoint| {
+        let uri = format!("uri = {:?}", endpoint.uri(""));
+        tool::succeed(&nbdsh, &["-c", &uri, "-c", CONTEXTS]);
+    });
 }
 
 #[test]
@@ -96,7 +128,7 @@ const SHELL: &str = r#"
 size = h.get_size()
 assert size == 10 * 1024 * 1024, size
 assert h.can_fua() and h.can_flush() and h.can_trim() and h.can_zero() and h.can_multi_conn()
-assert not h.is_read_only() and not h.can_df()
+assert not h.is_read_only() and h.can_df() and h.get_structured_replies_negotiated()
 assert h.get_block_size(nbd.SIZE_MINIMUM) == 1
 assert h.get_block_size(nbd.SIZE_MAXIMUM) == 32 * 1024 * 1024
 
@@ -130,7 +162,9 @@ refused('EINVAL', lambda: h.pread(512, size))
 refused('ENOSPC', lambda: h.pwrite(b'x' * 512, size - 1))
 refused('ENOSPC', lambda: h.zero(512, size))
 refused('EINVAL', lambda: h.trim(512, size))
-refused('EINVAL', lambda: h.pread(512, 0, 1 << 2))
+refused('EINVAL', lambda: h.pread(512, 0, 1 << 1))
+refused('EINVAL', lambda: h.block_status(512, 0, lambda *_: None))
+assert h.pread(512, 0, nbd.CMD_FLAG_DF) == h.pread(512, 0)
 refused('EINVAL', lambda: h.pwrite(b'x' * 512, 0, 1 << 4))
 refused('EINVAL', lambda: h.cache(512, 0))
 refused('EINVAL', lambda: h.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO))

@@ -61,7 +61,7 @@ fn options_it_does_not_take_are_answered_in_step() {
             assert!(pieces.is_empty());
             reply
         };
-        for option in [4, 5, 8, 9, 10, 11, 99, u32::MAX].map(OptionType) {
+        for option in [4, 5, 11, 99, u32::MAX].map(OptionType) {
             for len in [0, 1, 5000, 100_000] {
                 let reply = error_of(haggle.ask(option, &vec![7; len]));
                 assert_eq!(reply, ReplyType::ERR_UNSUP, "{option:?} with {len} bytes");

@@ -4,16 +4,18 @@
 //! option data)* → transmission. Data of options that are unknown or too long is skipped in
 //! small pieces and never stored, so a client cannot make the server remember anything.
 
+use super::context::{Agreed, Context, ContextRequest, ReplyStyle, put_context};
 use super::{Export, Listed};
 use crate::Violation;
 use crate::option::{self, InfoRequest, OPTION_HEADER_LEN, OptionHeader, put_reply};
 use crate::proto::{
     ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
-    STRING_MAX,
+    STRING_MAX, TransmissionFlags,
 };
 use crate::wire::{self, Put};
 
-/// Longest option data that is kept: an INFO with the longest name and 256 information requests.
+/// Longest option data that is kept: an INFO with the longest name and 256 information requests, or
+/// a question for a handful of contexts.
 /// Longer data of a known option is skipped and answered with ERR_TOO_BIG.
 pub const OPTION_DATA_MAX: usize = 4 + STRING_MAX + 2 + 512;
 /// Options in one handshake; `nbdinfo --list` on a thousand exports stays below this.
@@ -29,6 +31,10 @@ pub trait Exports {
     fn list(&self) -> Vec<Listed>;
     /// The export of that name; the empty name asks for the default export.
     fn find(&self, name: &str) -> Option<(Export, Self::Handle)>;
+    /// The metadata contexts of an export that was found.
+    fn contexts(&self, _: &Self::Handle) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The server's side of one negotiation.
@@ -37,6 +43,15 @@ pub struct Server {
     state: State,
     no_zeroes: bool,
     options: u32,
+    style: ReplyStyle,
+    selection: Option<Selection>,
+}
+
+/// Contexts, and the export for which they were selected.
+#[derive(Debug)]
+struct Selection {
+    export: String,
+    contexts: Vec<Context>,
 }
 
 #[derive(Debug)]
@@ -63,6 +78,8 @@ pub enum Step<H> {
         send: Vec<u8>,
         /// What the client was told.
         export: Export,
+        /// What was agreed on beside that.
+        agreed: Agreed,
         /// The chosen export's handle.
         handle: H,
     },
@@ -81,7 +98,8 @@ impl Server {
         greeting.put_u64(NBDMAGIC);
         greeting.put_u64(IHAVEOPT);
         greeting.put_u16((HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).0);
-        (Server { state: State::ClientFlags, no_zeroes: false, options: 0 }, greeting)
+        let style = ReplyStyle::Simple;
+        (Server { state: State::ClientFlags, no_zeroes: false, options: 0, style, selection: None }, greeting)
     }
 
     /// How many bytes the next [`Server::step`] takes: exactly these must be read.
@@ -138,7 +156,13 @@ impl Server {
             // even be read: the connection closes.
             OptionType::ABORT => Ok(Step::Close { send: reply(option, ReplyType::ACK, "") }),
             OptionType::EXPORT_NAME if length as usize > STRING_MAX => Err(Violation::MalformedName),
-            OptionType::EXPORT_NAME | OptionType::INFO | OptionType::GO | OptionType::LIST => {
+            OptionType::EXPORT_NAME
+            | OptionType::INFO
+            | OptionType::GO
+            | OptionType::LIST
+            | OptionType::STRUCTURED_REPLY
+            | OptionType::LIST_META_CONTEXT
+            | OptionType::SET_META_CONTEXT => {
                 if length as usize > OPTION_DATA_MAX {
                     return Ok(self.skip(option, length, ReplyType::ERR_TOO_BIG));
                 }
@@ -170,6 +194,10 @@ impl Server {
         match option {
             OptionType::EXPORT_NAME => self.export_name(data, exports),
             OptionType::LIST => Ok(self.list(data, exports)),
+            OptionType::STRUCTURED_REPLY => Ok(self.structured_reply(data)),
+            OptionType::LIST_META_CONTEXT | OptionType::SET_META_CONTEXT => {
+                Ok(self.contexts(option, data, exports))
+            }
             _ => Ok(self.info(option, data, exports)),
         }
     }
@@ -179,13 +207,15 @@ impl Server {
         let Some((export, handle)) = exports.find(name) else {
             return Err(Violation::UnknownExport(name.to_owned()));
         };
+        let export = self.told(export);
         let mut send = Vec::new();
         send.put_u64(export.size);
         send.put_u16(export.flags.0);
         if !self.no_zeroes {
             send.extend_from_slice(&[0; EXPORT_NAME_PADDING]);
         }
-        Ok(Step::Transmit { send, export, handle })
+        let agreed = self.agreed(name);
+        Ok(Step::Transmit { send, export, agreed, handle })
     }
 
     fn list<E: Exports>(self, data: &[u8], exports: &E) -> Step<E::Handle> {
@@ -207,15 +237,72 @@ impl Server {
         let Some((export, handle)) = exports.find(&name) else {
             return self.then(reply(option, ReplyType::ERR_UNKNOWN, "no export of that name"));
         };
+        let export = self.told(export);
         let mut send = Vec::new();
         option::put_infos(&mut send, option, &export, &wants);
         put_reply(&mut send, option, ReplyType::ACK, &[]);
         if option == OptionType::GO {
             // A client that did not ask for block sizes was not told them.
             let block_sizes = export.block_sizes.filter(|_| wants.contains(&InfoType::BLOCK_SIZE));
-            return Step::Transmit { send, export: Export { block_sizes, ..export }, handle };
+            let agreed = self.agreed(&name);
+            return Step::Transmit { send, export: Export { block_sizes, ..export }, agreed, handle };
         }
         self.then(send)
+    }
+
+    fn structured_reply<H>(mut self, data: &[u8]) -> Step<H> {
+        let option = OptionType::STRUCTURED_REPLY;
+        if !data.is_empty() {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "STRUCTURED_REPLY takes no data"));
+        }
+        if self.style == ReplyStyle::Structured {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "structured replies are agreed already"));
+        }
+        self.style = ReplyStyle::Structured;
+        self.then(reply(option, ReplyType::ACK, ""))
+    }
+
+    /// Names contexts or selects some. A selection replaces the one before, also when it fails.
+    fn contexts<E: Exports>(mut self, option: OptionType, data: &[u8], exports: &E) -> Step<E::Handle> {
+        let selects = option == OptionType::SET_META_CONTEXT;
+        if selects {
+            self.selection = None;
+        }
+        let Ok(request) = ContextRequest::decode(data) else {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "malformed request for contexts"));
+        };
+        if selects && self.style == ReplyStyle::Simple {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "structured replies must come first"));
+        }
+        let Some((_, handle)) = exports.find(&request.export) else {
+            return self.then(reply(option, ReplyType::ERR_UNKNOWN, "no export of that name"));
+        };
+        let offered = exports.contexts(&handle);
+        let mut send = Vec::new();
+        if selects {
+            let names = request.selected(&offered).cloned();
+            let contexts: Vec<Context> = (1..).zip(names).map(|(id, name)| Context { id, name }).collect();
+            contexts.iter().for_each(|context| put_context(&mut send, option, context.id, &context.name));
+            self.selection = Some(Selection { export: request.export, contexts });
+        } else {
+            request.listed(&offered).for_each(|name| put_context(&mut send, option, 0, name));
+        }
+        put_reply(&mut send, option, ReplyType::ACK, &[]);
+        self.then(send)
+    }
+
+    /// What an export says about itself under what is agreed.
+    fn told(&self, mut export: Export) -> Export {
+        if self.style == ReplyStyle::Structured {
+            export.flags |= TransmissionFlags::SEND_DF;
+        }
+        export
+    }
+
+    /// What is agreed once `export` is chosen; contexts that were selected for another are not.
+    fn agreed(self, export: &str) -> Agreed {
+        let selection = self.selection.filter(|selection| selection.export == export);
+        Agreed { style: self.style, contexts: selection.map_or_else(Vec::new, |it| it.contexts) }
     }
 
     fn then<H>(self, send: Vec<u8>) -> Step<H> {

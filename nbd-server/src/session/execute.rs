@@ -1,49 +1,57 @@
 //! Runs one request on the export's device and answers it.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use common::command::{Command, Span};
+use common::handshake::context::Context;
 use common::proto::WireError;
+use common::reply::Extent;
 use nix::errno::Errno;
 
 use super::receive::What;
-use super::replies::Ticket;
+use super::replies::{Body, Ticket};
 use crate::buf::{IoBuf, Pool};
-use crate::device::Device;
 use crate::export::Export;
 
+/// What surrounds a request.
+pub(super) struct Around {
+    pub(super) export: Arc<Export>,
+    /// The metadata contexts that its connection selected.
+    pub(super) contexts: Rc<[Context]>,
+    pub(super) pool: Arc<Pool>,
+}
+
 /// Runs the request and answers it, whatever happens.
-pub(super) async fn execute(what: What, ticket: Ticket, export: Arc<Export>, pool: Arc<Pool>) {
+pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
+    let export = &around.export;
     let (command, payload) = match what {
         What::Refuse(error) => {
             export.counters().failed();
-            return ticket.fail(error);
+            return ticket.fail(error, "the request is not one that this export takes");
         }
         What::Run(command, payload) => (command, payload),
     };
     export.counters().received(&command);
-    match run(&command, payload, export.device(), &pool).await {
-        Ok(data) => ticket.succeed(data),
+    match run(&command, payload, &around).await {
+        Ok(body) => ticket.succeed(body),
         Err(error) => {
             export.counters().failed();
             tracing::warn!(export = export.name(), ?command, %error, "request failed");
-            ticket.fail(wire_error(&error));
+            ticket.fail(wire_error(&error), &error.to_string());
         }
     }
 }
 
-/// Runs a command; a READ returns its data.
-async fn run(
-    command: &Command,
-    payload: Option<IoBuf>,
-    device: &dyn Device,
-    pool: &Arc<Pool>,
-) -> io::Result<Option<IoBuf>> {
+/// Runs a command; returns what goes into its answer.
+async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::Result<Body> {
+    let device = around.export.device();
     match *command {
         Command::Read(Span { len: 0, .. }) => Ok(()),
         Command::Read(Span { at, len }) => {
-            return device.read(at, pool.take(len as usize)).await.map(Some);
+            let data = device.read(at, around.pool.take(len as usize)).await?;
+            return Ok(Body::Data(at, data));
         }
         Command::Write(Span { len: 0, .. }, _)
         | Command::Trim(Span { len: 0, .. }, _)
@@ -55,9 +63,17 @@ async fn run(
         Command::Flush => device.flush().await,
         Command::Trim(Span { at, len }, fua) => device.trim(at, len.into(), fua).await,
         Command::WriteZeroes(Span { at, len }, hole, fua) => device.zero(at, len.into(), hole, fua).await,
+        Command::BlockStatus(span) => return Ok(Body::Extents(status(span, &around.contexts))),
         Command::Disconnect => unreachable!("the receiver ends the connection"),
     }?;
-    Ok(None)
+    Ok(Body::Nothing)
+}
+
+/// What each selected context says about a range. The only kind of context there is says that the
+/// range belongs to the epoch, which its name has told already.
+fn status(span: Span, contexts: &[Context]) -> Vec<(u32, Vec<Extent>)> {
+    let whole = Extent { length: span.len, status: 0 };
+    contexts.iter().map(|context| (context.id, vec![whole])).collect()
 }
 
 /// The one function that turns a host error into a wire error ("Error values" in the spec).

@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use common::command::{Command, Refusal, RequestHeader, Terms};
-use common::proto::{REQUEST_HEADER_LEN, WireError};
+use common::handshake::context::ReplyStyle;
+use common::proto::{CommandType, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
 use super::{End, Memory};
@@ -20,6 +21,8 @@ const BUFFER: usize = 16 << 10;
 /// A request that is here whole.
 pub(super) struct Incoming {
     pub(super) cookie: u64,
+    /// How it must be answered.
+    pub(super) style: ReplyStyle,
     pub(super) what: What,
     pub(super) grant: Grant,
 }
@@ -35,7 +38,10 @@ pub(super) enum What {
 /// The receiving half of a connection.
 pub(super) struct Receiver {
     terms: Terms,
+    agreed: ReplyStyle,
     state: State,
+    /// How the request that is being received must be answered.
+    style: ReplyStyle,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -64,9 +70,9 @@ enum State {
 }
 
 impl Receiver {
-    pub(super) fn new(terms: Terms) -> Receiver {
+    pub(super) fn new(terms: Terms, agreed: ReplyStyle) -> Receiver {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Receiver { terms, state: State::Header, buffer, start: 0, end: 0 }
+        Receiver { terms, agreed, style: agreed, state: State::Header, buffer, start: 0, end: 0 }
     }
 
     /// Whether the next step is up to the memory budget, not to the client.
@@ -158,6 +164,12 @@ impl Receiver {
         self.start += REQUEST_HEADER_LEN;
         tracing::trace!(?header, "request");
         let cookie = header.cookie;
+        // "if the client has negotiated structured replies … the server MUST use structured replies
+        // to the NBD_CMD_READ transmission request"; other requests have shorter answers.
+        self.style = match header.command {
+            CommandType::READ | CommandType::BLOCK_STATUS => self.agreed,
+            _ => ReplyStyle::Simple,
+        };
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
             Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
@@ -171,7 +183,7 @@ impl Receiver {
 
     fn deliver(&mut self, cookie: u64, what: What, grant: Grant) -> Poll<Result<Incoming, End>> {
         self.state = State::Header;
-        Poll::Ready(Ok(Incoming { cookie, what, grant }))
+        Poll::Ready(Ok(Incoming { cookie, style: self.style, what, grant }))
     }
 }
 

@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use common::proto::{SIMPLE_REPLY_HEADER_LEN, WireError};
-use common::reply::SimpleReply;
+use common::handshake::context::ReplyStyle;
+use common::proto::{CHUNK_HEADER_LEN, ChunkFlags, ChunkType, SIMPLE_REPLY_HEADER_LEN, WireError};
+use common::reply::{ChunkHeader, Extent, SimpleReply, put_error, put_extents};
 use futures::io::AsyncWrite;
 
 use crate::buf::{Grant, IoBuf};
@@ -33,10 +34,33 @@ pub(super) struct Replies {
 }
 
 struct Reply {
-    header: [u8; SIMPLE_REPLY_HEADER_LEN],
+    head: Head,
     data: Option<IoBuf>,
     hold: Hold,
 }
+
+/// What comes before the data of a READ, or instead of it.
+enum Head {
+    /// A simple reply's header.
+    Simple([u8; SIMPLE_REPLY_HEADER_LEN]),
+    /// The header of a chunk of data, and its offset.
+    Data([u8; DATA_HEAD_LEN]),
+    /// Any other chunks.
+    Chunks(Vec<u8>),
+}
+
+/// What goes into the answer of a request that succeeded.
+pub(super) enum Body {
+    /// That it did.
+    Nothing,
+    /// What a READ read, and from where.
+    Data(u64, IoBuf),
+    /// What each selected context says, by its id.
+    Extents(Vec<(u32, Vec<Extent>)>),
+}
+
+/// Bytes of a chunk's header and an offset.
+const DATA_HEAD_LEN: usize = CHUNK_HEADER_LEN + 8;
 
 /// A request's share of the connection's limits, given back when its reply is sent.
 struct Hold {
@@ -46,40 +70,97 @@ struct Hold {
 /// The right to answer one request. It cannot be forgotten: dropped unused, it answers EIO.
 pub(super) struct Ticket {
     cookie: u64,
+    style: ReplyStyle,
     replies: Rc<Replies>,
     hold: Option<Hold>,
 }
 
 impl Ticket {
-    /// Answers: success, with data if it was a READ.
-    pub(super) fn succeed(mut self, data: Option<IoBuf>) {
-        self.answer(WireError::OK, data);
+    /// Answers: success.
+    pub(super) fn succeed(mut self, body: Body) {
+        let (head, data) = match (self.style, body) {
+            (ReplyStyle::Simple, Body::Data(_, data)) => (self.simple(WireError::OK), Some(data)),
+            (ReplyStyle::Simple, _) => (self.simple(WireError::OK), None),
+            (ReplyStyle::Structured, Body::Data(at, data)) => (self.data(at, data.len()), Some(data)),
+            (ReplyStyle::Structured, Body::Nothing) => (self.chunk(ChunkType::NONE, &[]), None),
+            (ReplyStyle::Structured, Body::Extents(extents)) => (self.extents(&extents), None),
+        };
+        self.answer(head, data);
     }
 
-    /// Answers: failure.
-    pub(super) fn fail(mut self, error: WireError) {
-        self.answer(error, None);
+    /// Answers: failure, with a text for people where there is room for it.
+    pub(super) fn fail(mut self, error: WireError, text: &str) {
+        let head = self.failure(error, text);
+        self.answer(head, None);
     }
 
-    fn answer(&mut self, error: WireError, data: Option<IoBuf>) {
+    fn failure(&self, error: WireError, text: &str) -> Head {
+        if self.style == ReplyStyle::Simple {
+            return self.simple(error);
+        }
+        let mut payload = Vec::new();
+        put_error(&mut payload, error, text);
+        self.chunk(ChunkType::ERROR, &payload)
+    }
+
+    fn simple(&self, error: WireError) -> Head {
+        Head::Simple(SimpleReply { error, cookie: self.cookie }.encode())
+    }
+
+    fn data(&self, at: u64, len: usize) -> Head {
+        let mut head = [0; DATA_HEAD_LEN];
+        let header = self.header(ChunkFlags::DONE, ChunkType::OFFSET_DATA, 8 + len);
+        head[..CHUNK_HEADER_LEN].copy_from_slice(&header.encode());
+        head[CHUNK_HEADER_LEN..].copy_from_slice(&at.to_be_bytes());
+        Head::Data(head)
+    }
+
+    /// The only chunk of an answer.
+    fn chunk(&self, kind: ChunkType, payload: &[u8]) -> Head {
+        let header = self.header(ChunkFlags::DONE, kind, payload.len());
+        Head::Chunks([&header.encode()[..], payload].concat())
+    }
+
+    /// A chunk per context; there is at least one.
+    fn extents(&self, contexts: &[(u32, Vec<Extent>)]) -> Head {
+        let mut out = Vec::new();
+        for (number, (id, extents)) in contexts.iter().enumerate() {
+            let mut payload = Vec::new();
+            put_extents(&mut payload, *id, extents);
+            let last = number + 1 == contexts.len();
+            let flags = if last { ChunkFlags::DONE } else { ChunkFlags::NONE };
+            out.extend(self.header(flags, ChunkType::BLOCK_STATUS, payload.len()).encode());
+            out.extend(payload);
+        }
+        Head::Chunks(out)
+    }
+
+    fn header(&self, flags: ChunkFlags, kind: ChunkType, length: usize) -> ChunkHeader {
+        let length = u32::try_from(length).expect("a payload is bounded");
+        ChunkHeader { flags, kind, cookie: self.cookie, length }
+    }
+
+    fn answer(&mut self, head: Head, data: Option<IoBuf>) {
         let Some(hold) = self.hold.take() else { return };
-        let header = SimpleReply { error, cookie: self.cookie }.encode();
-        self.replies.push(Reply { header, data, hold });
+        self.replies.push(Reply { head, data, hold });
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.answer(WireError::EIO, None);
+        if self.hold.is_some() {
+            let head = self.failure(WireError::EIO, "a bug in the server");
+            self.answer(head, None);
+        }
     }
 }
 
 impl Replies {
     /// The right to answer `cookie`, which holds its share of the limits from now on.
-    pub(super) fn ticket(self: &Rc<Replies>, cookie: u64, grant: Grant) -> Ticket {
+    pub(super) fn ticket(self: &Rc<Replies>, cookie: u64, style: ReplyStyle, grant: Grant) -> Ticket {
         self.outstanding.set(self.outstanding.get() + 1);
         self.bytes.set(self.bytes.get() + grant.bytes());
-        Ticket { cookie, replies: self.clone(), hold: Some(Hold { grant }) }
+        Ticket { cookie, style, replies: self.clone(), hold: Some(Hold { grant }) }
     }
 
     /// Requests received whose reply is not yet sent.
@@ -122,7 +203,7 @@ impl Replies {
         }
         let mut slices = Vec::with_capacity(2 * queue.len().min(GATHER_MAX));
         for reply in queue.iter().take(GATHER_MAX) {
-            slices.push(IoSlice::new(&reply.header));
+            slices.push(IoSlice::new(reply.head.bytes()));
             slices.extend(reply.data.as_deref().map(IoSlice::new));
         }
         let mut unsent = &mut slices[..];
@@ -163,8 +244,18 @@ impl Replies {
     }
 }
 
+impl Head {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Head::Simple(bytes) => bytes,
+            Head::Data(bytes) => bytes,
+            Head::Chunks(bytes) => bytes,
+        }
+    }
+}
+
 impl Reply {
     fn len(&self) -> usize {
-        self.header.len() + self.data.as_ref().map_or(0, |data| data.len())
+        self.head.bytes().len() + self.data.as_ref().map_or(0, |data| data.len())
     }
 }

@@ -1,8 +1,8 @@
 //! A client that sends requests and looks at replies, one byte pipe away from a session.
 
 use common::command::RequestHeader;
-use common::proto::{CommandFlags, CommandType, SIMPLE_REPLY_HEADER_LEN, WireError};
-use common::reply::SimpleReply;
+use common::proto::{CHUNK_HEADER_LEN, CommandFlags, CommandType, SIMPLE_REPLY_HEADER_LEN, WireError};
+use common::reply::{ChunkHeader, SimpleReply};
 use futures::channel::oneshot;
 use nbd_server::session::{End, Stop};
 
@@ -69,6 +69,14 @@ impl Client {
             error => Err(error),
         };
         Some((cookie, result))
+    }
+
+    /// The next chunk of a structured reply.
+    pub(crate) fn chunk(&mut self) -> Option<(ChunkHeader, Vec<u8>)> {
+        let bytes = self.pipe.as_ref()?.take(CHUNK_HEADER_LEN)?;
+        let header = ChunkHeader::decode(&bytes.try_into().expect("twenty bytes")).expect("a chunk");
+        let payload = self.pipe.as_ref()?.take(header.length as usize).expect("the payload follows");
+        Some((header, payload))
     }
 
     /// Vanishes like a client whose machine died.

@@ -14,4 +14,5 @@ mod pipe;
 mod record;
 mod session;
 mod soak;
+mod structured;
 mod world;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::handshake::context::Agreed;
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::executor::{LocalPool, LocalSpawner};
@@ -16,7 +17,7 @@ use nbd_server::buf::{Budget, Pool};
 use nbd_server::device::{Health, leaf};
 use nbd_server::durability::{ChangeError, EarlyLimits, Mode};
 use nbd_server::export::Export;
-use nbd_server::session::{End, Memory, Progress, Stop, transmit};
+use nbd_server::session::{End, Memory, Stop, transmit};
 
 use crate::client::Client;
 use crate::disk::Disk;
@@ -78,15 +79,20 @@ impl World {
         World { spawner: pool.spawner(), pool, clock, export, memory, disk, kept }
     }
 
-    /// A new connection in transmission.
+    /// A new connection in transmission, with simple replies.
     pub(crate) fn connect(&self) -> Client {
+        self.connect_as(Agreed::default())
+    }
+
+    /// A new connection in transmission.
+    pub(crate) fn connect_as(&self, agreed: Agreed) -> Client {
         let (ours, mut theirs) = pipe::duplex();
         let (stop, stopped) = oneshot::channel::<Stop>();
         let (ended, end) = oneshot::channel::<End>();
         let (export, memory) = (self.export.clone(), self.memory.clone());
         let session = async move {
             let stop = stopped.map(|stop| stop.unwrap_or(Stop::Gently));
-            let end = transmit(&mut theirs, export, memory, stop, Rc::new(Progress::default())).await;
+            let end = transmit(&mut theirs, export, agreed, memory, stop, Rc::default()).await;
             drop(theirs);
             let _test_may_not_ask = ended.send(end);
         };

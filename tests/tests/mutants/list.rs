@@ -168,7 +168,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "state.poisoned.take().into_iter().for_each(Waker::wake);" =>
         "";
     "answer-forgotten" "I10" REPLIES:
-        "self.answer(WireError::EIO, None);" =>
+        "let head = self.failure(WireError::EIO, \"a bug in the server\");\n            self.answer(head, None);" =>
         "";
     "answer-to-the-wrong-request" "I10" REPLIES:
         "cookie: self.cookie }.encode()" =>
