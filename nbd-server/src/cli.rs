@@ -111,8 +111,8 @@ pub struct Serve {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     pub dirty_age: Duration,
 
-    /// early-ack: longest write that is acknowledged early
-    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_size)]
+    /// early-ack: longest write that is acknowledged early; longer ones gain nothing by it
+    #[arg(long, value_name = "SIZE", default_value = "128K", value_parser = parse_size)]
     pub early_ack_max: u64,
 
     /// Where to keep the epochs of block devices and of files on file systems without extended

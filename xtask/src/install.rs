@@ -42,6 +42,12 @@ pub(crate) fn for_demo(series: Series) -> Result<()> {
     if Kernel::find(series).is_some() { Ok(()) } else { kernels::fetch_series(series) }
 }
 
+/// What `cargo xtask bench` needs; for `vm`, see [`for_demo`].
+pub(crate) fn for_bench(vm: bool) -> Result<()> {
+    packages(&["fio", "util-linux"])?;
+    if vm { for_demo(Series::V6_12) } else { Ok(()) }
+}
+
 /// What `cargo xtask demo --host` needs.
 pub(crate) fn for_host() -> Result<()> {
     packages(HOST)

@@ -2,6 +2,7 @@
 //! brought to the demo, or to the whole test suite, by one line.
 
 mod apt;
+mod bench;
 mod demo;
 mod install;
 mod janitor;
@@ -26,6 +27,9 @@ enum Command {
     Install(install::Args),
     /// Tell the story: serve a file, attach it, live on it, cut the power, find everything there.
     Demo(demo::Args),
+    /// Measure what things cost, side by side in one run.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
     Test(test::Args),
 }
@@ -45,6 +49,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Install(args) => install::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(bench) => bench::run(bench),
         Command::Test(args) => test::run(args),
     }?;
     temporary.delete().context("cannot delete our temporary files")

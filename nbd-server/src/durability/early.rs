@@ -41,7 +41,7 @@ pub struct EarlyLimits {
 
 impl Default for EarlyLimits {
     fn default() -> EarlyLimits {
-        EarlyLimits { dirty_max: 64 << 20, dirty_age: Duration::from_secs(1), early_max: 1 << 20 }
+        EarlyLimits { dirty_max: 64 << 20, dirty_age: Duration::from_secs(1), early_max: 128 << 10 }
     }
 }
 

@@ -1,0 +1,26 @@
+//! What things cost, measured side by side: every round runs each subject once, in an order that changes from round to
+//! round, and what is told are medians of ratios within a round, with their spread.
+
+mod durability;
+mod figures;
+mod fio;
+mod machine;
+mod mail;
+mod server;
+mod svg;
+
+use anyhow::Result;
+
+/// Measures what things cost on this machine.
+#[derive(clap::Subcommand)]
+pub(crate) enum Bench {
+    /// What each durability mode costs, compared with writeback, and what it can lose.
+    Durability(durability::Args),
+}
+
+/// `cargo xtask bench`
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Durability(args) => durability::run(args),
+    }
+}
