@@ -75,8 +75,9 @@ impl Listener {
             match accepted {
                 Ok(socket) => return socket,
                 Err(error) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(%error, "cannot accept connections for now");
+                    match std::mem::replace(&mut told, true) {
+                        false => tracing::warn!(%error, "cannot accept connections for now"),
+                        true => tracing::debug!(%error, "still cannot accept connections"),
                     }
                     sleep(ACCEPT_REST).await;
                 }

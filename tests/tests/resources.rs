@@ -93,7 +93,7 @@ fn no_more_connections_than_allowed() {
 #[test]
 fn out_of_descriptors_it_rests_serves_and_recovers() {
     let limited = ["sh", "-c", "ulimit -n 48; exec \"$@\"", "sh"];
-    let server = Server::builder().under(limited).export("memory:1M").unix().tcp().start();
+    let server = Server::builder().under(limited).args(&["-v"]).export("memory:1M").unix().tcp().start();
     let mut witness = Client::connect(server.endpoint());
     let many = |to: &Endpoint| (0..40).map(|_| Socket::connect(to).expect("the kernel takes them")).collect();
     let mut sockets: Vec<Socket> =

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use crate::guest;
 use crate::scene::Scene;
@@ -19,6 +20,8 @@ pub struct HostServer {
     child: Child,
     log: PathBuf,
     port: u16,
+    /// Where it hears its operator: socket paths are short, so not with the logs.
+    operator: TempDir,
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,12 +33,14 @@ impl HostServer {
         // The kernel kills it when the test's thread ends, even by SIGKILL.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(guest::server()?);
+        let operator = tempfile::tempdir()?;
+        command.arg("--admin").arg(operator.path().join("admin"));
         command.args(["--listen", &format!("127.0.0.1:{port}")]).args(arguments);
         command.stdin(Stdio::null());
         command.stdout(File::create(log.with_extension("out"))?);
         command.stderr(File::create(log.with_extension("log"))?);
         let child = command.spawn().context("cannot start nbd-server")?;
-        let mut server = HostServer { child, log, port };
+        let mut server = HostServer { child, log, port, operator };
         server.port = server.poll("listen", HostServer::said_port)?;
         Ok(server)
     }
@@ -57,6 +62,15 @@ impl HostServer {
         self.poll("report its counters", |server| {
             server.log().lines().filter(|line| line.contains("counters=")).nth(before).map(Counters::read)
         })
+    }
+
+    /// Orders something by `nbd-server ctl`, which must be done.
+    pub fn order(&self, words: &[&str]) -> Result<String> {
+        let mut ctl = Command::new(guest::server()?);
+        ctl.arg("ctl").arg("--admin").arg(self.operator.path().join("admin")).args(words);
+        let out = ctl.output().context("cannot run nbd-server ctl")?;
+        ensure!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// Asks it to end, which it must do well.
