@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use vm_tests::{Chance, promise};
 
 /// Few enough for files to be replaced again and again, enough to look for one that was not.
@@ -63,6 +64,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Replaces files and appends to a log, until an error.
     fn live(&self, mut chance: Chance) -> io::Result<()> {
+        self.settle_down()?;
         let log_name = format!("log{}-{}", self.first, self.number);
         let mut log = OpenOptions::new().create_new(true).append(true).open(self.dir.join(&log_name))?;
         File::open(self.dir)?.sync_all()?;
@@ -80,6 +82,15 @@ impl Writer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Stays on one processor, each writer on another: the driver uses a connection per processor, and which of them
+    /// are used must not be the scheduler's whim.
+    fn settle_down(&self) -> io::Result<()> {
+        let processors = thread::available_parallelism()?.get();
+        let mut mine = CpuSet::new();
+        mine.set(usize::try_from(self.number).map_err(io::Error::other)? % processors);
+        sched_setaffinity(None, &mine).map_err(io::Error::from)
     }
 
     fn replace(&self, name: &str, version: u64, len: u64) -> io::Result<()> {
