@@ -105,6 +105,11 @@ impl Export {
         self.durability.settle().await
     }
 
+    /// Gives everything acknowledged before now to the host, without making it stable.
+    pub async fn write_back(&self) -> io::Result<()> {
+        self.durability.write_back().await
+    }
+
     /// Goes on although acknowledged data may be lost; returns whether it may have been.
     pub async fn forgive(&self) -> bool {
         self.durability.forgive().await

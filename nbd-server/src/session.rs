@@ -239,6 +239,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
             self.replies.discard();
         }
         poll_fn(|cx| self.poll_finish(cx)).await;
+        // Nothing a client left behind stays in the server alone. An error is told to those who are left.
+        let _poisoned = self.export.write_back().await;
         end
     }
 

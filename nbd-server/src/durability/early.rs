@@ -104,7 +104,7 @@ impl Early {
     }
 
     /// Waits until everything acknowledged before now has left.
-    async fn drain_all(&self) -> io::Result<()> {
+    pub(super) async fn drain_all(&self) -> io::Result<()> {
         let number = self.lock().cache.last();
         self.wait_until(|state| {
             state.expedite(number);
@@ -171,7 +171,7 @@ impl State {
     }
 }
 
-impl Layer for Early {
+impl Layer for Arc<Early> {
     fn read<'a>(&'a self, below: &'a dyn Device, at: u64, mut buf: IoBuf) -> Io<'a, IoBuf> {
         // Taken before the read below begins: what leaves the cache meanwhile is not missed.
         let overlay = self.lock().cache.overlay(&(at..at + buf.len() as u64));

@@ -36,6 +36,8 @@ pub struct Durability {
     writeback: Arc<dyn Device>,
     early_ack: Arc<dyn Device>,
     careless: Arc<dyn Device>,
+    /// The layer within `early_ack`.
+    early: Arc<Early>,
 }
 
 /// Why the mode was not changed.
@@ -67,12 +69,14 @@ impl Durability {
         let stable =
             |every_write| layered(Box::new(Stable::new(every_write, syncs.clone())), storage.clone());
         let writeback = stable(Fua::No);
+        let early = Arc::new(Early::new(limits, syncs.clone()));
         Arc::new(Durability {
             gate: Gate::new(mode, ledger),
             writethrough: stable(Fua::Yes),
-            early_ack: layered(Box::new(Early::new(limits, syncs.clone())), writeback.clone()),
+            early_ack: layered(Box::new(early.clone()), writeback.clone()),
             careless: layered(Box::new(Careless::new(syncs.clone())), storage.clone()),
             writeback,
+            early,
             syncs,
         })
     }
@@ -112,6 +116,11 @@ impl Durability {
         let settled = self.early_ack.flush().await;
         self.note_loss(&settled).await;
         settled
+    }
+
+    /// Gives everything that was acknowledged before now to the host, without making it stable.
+    pub async fn write_back(&self) -> io::Result<()> {
+        self.early.drain_all().await
     }
 
     /// Makes everything stable and puts it on record, for the next server.

@@ -34,6 +34,29 @@ fn a_write_is_acknowledged_before_it_is_stored_and_seen_by_everyone() {
 }
 
 #[test]
+fn a_client_that_leaves_leaves_nothing_in_the_cache() {
+    for says_so in [true, false] {
+        let mut world = World::new(Mode::EarlyAck);
+        let mut client = world.connect();
+        client.write(0, 512, 7, NONE);
+        world.settle();
+        assert_eq!(world.disk.byte(0), (0, 0));
+        world.disk.hold(is_write);
+        match says_so {
+            true => _ = client.ask(CommandType::DISC, 0, 0, NONE),
+            false => client.vanish(),
+        }
+        world.settle();
+        assert!(client.end().is_none(), "it is not over before the data is out");
+        world.disk.release(0);
+        world.settle();
+        assert!(client.end().is_some());
+        assert_eq!((world.disk.byte(0), world.health().dirty_bytes), ((7, 0), 0));
+        assert_eq!(world.disk.syncs(), 0, "nobody asked for that");
+    }
+}
+
+#[test]
 fn it_leaves_within_its_age_and_merged() {
     let mut world = World::new(Mode::EarlyAck);
     let mut client = world.connect();

@@ -17,6 +17,7 @@ macro_rules! mutants {
     };
 }
 
+const SESSION: &str = "session.rs";
 const RECEIVE: &str = "session/receive.rs";
 const REPLIES: &str = "session/replies.rs";
 const ORDER: &str = "layer/order.rs";
@@ -167,6 +168,9 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "forgiven-data-is-left-lying" "E3" SYNCS:
         "state.poisoned.take().into_iter().for_each(Waker::wake);" =>
         "";
+    "disc-leaves-data-in-the-cache" "C9" SESSION:
+        "self.export.write_back().await;" =>
+        "Ok::<(), io::Error>(());";
     "answer-forgotten" "I10" REPLIES:
         "let head = self.failure(WireError::EIO, \"a bug in the server\");\n            self.answer(head, None);" =>
         "";
