@@ -9,12 +9,14 @@
 //! | [`tool`] | finds external tools, runs them with a deadline, and says what was skipped |
 //! | [`trace`] | what the server did in which order, as `strace` saw it |
 //! | [`operator`] | `nbd-server ctl` |
+//! | [`audit`] | what any server had done before it replied, as a table |
 //! | [`model`] | seeded randomness and the memory a disk is compared with |
 //! | [`tidy`] | the rules of the house, checked on source text |
 //!
 //! No product binary is linked: what is tested is what is shipped. The one crate of ours that is
 //! used is `common`, the protocol.
 
+pub mod audit;
 pub mod client;
 pub mod disk;
 pub mod haggle;

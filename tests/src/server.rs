@@ -231,10 +231,7 @@ impl Server {
     /// KiB, or `Threads`.
     #[must_use]
     pub fn status(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|line| line.split_whitespace().next()).expect("the kernel tells it");
-        number.parse().expect("it is a number")
+        status(self.pid(), name)
     }
 
     /// Ticks of processor time it has used, in user and kernel mode (a hundred per second).
@@ -284,6 +281,14 @@ impl Drop for Server {
         let _may_have_ended = self.child.kill();
         let _may_be_reaped = self.child.wait();
     }
+}
+
+/// The number behind `name` in the kernel's status of a process.
+pub(crate) fn status(process: Pid, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()).expect("the kernel tells it");
+    number.parse().expect("it is a number")
 }
 
 /// The server's binary: `NBD_SERVER_BIN` if that is set, else it is built, once per process.

@@ -5,6 +5,7 @@
 //! line numbers: what ended on an earlier line than another thing began was over before it.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use common::reply::SimpleReply;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::server::{Builder, Server};
+use crate::server::{Builder, Server, status};
 use crate::{tool, wait_until};
 
 /// The system calls that say something about durability, and those that faults are injected into.
@@ -32,39 +33,61 @@ pub struct Traced {
 /// no `strace`. The log is put into `dir`.
 #[must_use]
 pub fn start(builder: Builder, dir: &Path, inject: &[&str]) -> Option<Traced> {
-    let strace = tool::find("strace", "strace")?;
     let log = dir.join("strace");
+    let words = words(&log, inject)?;
+    Some(Traced { server: builder.under(words).start(), log })
+}
+
+/// The command that writes the trace of the command behind it into `log`, and may inject faults;
+/// `None` when there is no `strace`.
+#[must_use]
+pub fn words(log: &Path, inject: &[&str]) -> Option<Vec<OsString>> {
+    let strace = tool::find("strace", "strace")?;
     // -D: the tracer is a grandchild, so that the process id stays the server's. -I2: it can be
     // told to let go, which it otherwise cannot when it writes to a file.
     let mut words = vec![strace.into_os_string(), "-D".into(), "-f".into(), "-xx".into(), "-s".into()];
-    words.extend(["4096".into(), "-I2".into(), "-o".into(), log.clone().into_os_string()]);
+    words.extend(["4096".into(), "-I2".into(), "-o".into(), log.into()]);
     words.extend(["-e".into(), CALLS.into(), "-e".into(), "signal=none".into()]);
     words.extend(inject.iter().flat_map(|what| ["-e".into(), format!("inject={what}").into()]));
-    Some(Traced { server: builder.under(words).start(), log })
+    Some(words)
+}
+
+/// Takes the tracer of a process away and with it its faults; the process runs on.
+///
+/// # Panics
+/// When the tracer does not let go.
+pub fn release(traced: Pid) {
+    let tracer = || i32::try_from(status(traced, "TracerPid")).expect("process ids are small");
+    kill(Pid::from_raw(tracer()), Signal::SIGTERM).expect("strace is there");
+    wait_until("strace to let go", || tracer() == 0);
+}
+
+/// Whether the log tells the end of a process.
+#[must_use]
+pub fn tells_end(log: &str, process: Pid) -> bool {
+    let process = process.to_string();
+    // Its process ids are padded to five columns.
+    log.lines().filter_map(|line| line.split_once(' ')).any(|(pid, said)| {
+        let said = said.trim_start();
+        pid == process && (said.starts_with("+++ exited with") || said.starts_with("+++ killed by"))
+    })
 }
 
 impl Traced {
     /// Takes the tracer away and with it its faults; the server runs on.
     pub fn release(&self) {
-        let tracer = || i32::try_from(self.server.status("TracerPid")).expect("process ids are small");
-        kill(Pid::from_raw(tracer()), Signal::SIGTERM).expect("strace is there");
-        wait_until("strace to let go", || tracer() == 0);
+        release(self.server.pid());
     }
 
     /// What happened up to the server's end.
     #[must_use]
     pub fn finish(self) -> Trace {
-        let server = self.server.pid().to_string();
+        let server = self.server.pid();
         let exit = self.server.terminate();
         assert_eq!(exit.code, Some(0), "{}", exit.log);
         // The tracer writes its last lines after the server has ended.
         let read = || fs::read_to_string(&self.log).expect("strace writes a log");
-        // Its process ids are padded to five columns.
-        let is_end = |line: &str| {
-            let words = line.split_once(' ');
-            words.is_some_and(|(pid, said)| pid == server && said.trim_start().starts_with("+++ exited with"))
-        };
-        wait_until("the end of the trace", || read().lines().any(is_end));
+        wait_until("the end of the trace", || tells_end(&read(), server));
         Trace::parse(&read())
     }
 }
@@ -171,7 +194,8 @@ impl Trace {
 fn put(events: &mut Vec<Event>, began: usize, ended: usize, call: &str) {
     let Some((name, rest)) = call.split_once('(') else { return };
     let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
-    let succeeded = !result.trim_start().starts_with('-');
+    // "?" is the result of a call whose process ended in it.
+    let succeeded = !result.trim_start().starts_with(['-', '?']);
     let mut put = |what| events.push(Event { what, began, ended, succeeded });
     // Numbers from the end, because buffers come before: pwrite64(fd, buf, len, offset).
     let number = |from_end: usize| {

@@ -1,0 +1,69 @@
+//! Scripts about the end of a connection (C9) and of the server.
+
+use std::io::Write;
+
+use anyhow::{Result, ensure};
+use common::proto::CommandType;
+
+use super::running::{APART, BLOCK, NEW, Running, accepted, stable_before};
+use super::{Outcome, Subject};
+use crate::client::PLAIN;
+use crate::trace::{Event, What};
+
+/// Writes that are outstanding when the client disconnects.
+const OUTSTANDING: u64 = 32;
+
+/// DISC carries out everything received before it, and closes only then.
+pub(super) fn disc(subject: &Subject) -> Outcome {
+    // Each write takes so long that most of them are outstanding when DISC arrives.
+    let mut running = Running::start(subject, &["pwrite64,pwritev,pwritev2:delay_enter=50ms"])?;
+    let mut client = running.connect()?;
+    let mut out = Vec::new();
+    for n in 0..OUTSTANDING {
+        client.encode(&mut out, CommandType::WRITE, PLAIN, n * APART, BLOCK);
+        out.extend_from_slice(&[NEW; BLOCK as usize]);
+    }
+    client.encode(&mut out, CommandType::DISC, PLAIN, 0, 0);
+    client.socket.write_all(&out)?;
+    let _replies = client.socket.until_closed();
+    let missing = missing(&running.disk.content(), OUTSTANDING);
+    ensure!(missing == 0, "{missing} of {OUTSTANDING} writes were not carried out when the server closed");
+    Ok(())
+}
+
+/// Writes that are acknowledged before SIGTERM.
+const ACKNOWLEDGED: u64 = 8;
+
+/// What was acknowledged before SIGTERM is in the file afterwards.
+pub(super) fn sigterm(subject: &Subject) -> Outcome {
+    let (_, content) = terminated(subject)?;
+    let missing = missing(&content, ACKNOWLEDGED);
+    ensure!(missing == 0, "{missing} of {ACKNOWLEDGED} acknowledged writes are not in the file");
+    Ok(())
+}
+
+/// What was acknowledged before SIGTERM is stable when the server has ended.
+pub(super) fn sigterm_syncs(subject: &Subject) -> Outcome {
+    let (trace, _) = terminated(subject)?;
+    let end = Event { what: What::Sync, began: usize::MAX, ended: usize::MAX, succeeded: false };
+    for n in 0..ACKNOWLEDGED {
+        stable_before(&trace, CommandType::WRITE, n * APART, end)
+            .map_err(|seen| seen.context("at the end of the server"))?;
+    }
+    Ok(())
+}
+
+fn terminated(subject: &Subject) -> Result<(crate::trace::Trace, Vec<u8>)> {
+    let mut running = Running::start(subject, &[])?;
+    let mut client = running.connect()?;
+    for n in 0..ACKNOWLEDGED {
+        accepted(&mut client, CommandType::WRITE, PLAIN, n * APART)?;
+    }
+    running.terminate()
+}
+
+/// How many of the first places of [`APART`] do not hold [`NEW`].
+fn missing(content: &[u8], places: u64) -> usize {
+    let blocks = content.chunks(APART as usize).take(places as usize);
+    blocks.filter(|place| place[..BLOCK as usize] != [NEW; BLOCK as usize]).count()
+}
