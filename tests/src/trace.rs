@@ -157,6 +157,21 @@ impl Trace {
         Trace(events)
     }
 
+    /// Whether something of that kind has begun, according to a log that is still being written.
+    #[must_use]
+    pub fn has_begun(log: &str, what: What) -> bool {
+        let mut begun = Vec::new();
+        for line in log.lines() {
+            let Some((_, call)) = line.trim_start().split_once(' ') else { continue };
+            // A call is written down when it begins; its line is finished when it ends, or when
+            // another call comes between.
+            let call = call.trim_start().trim_end_matches(" <unfinished ...>");
+            let whole = if call.contains(") = ") { call.to_owned() } else { format!("{call}) = ?") };
+            put(&mut begun, 0, 0, &whole);
+        }
+        begun.iter().any(|event| event.what == what)
+    }
+
     /// The first event of that kind.
     #[must_use]
     pub fn find(&self, what: What) -> Option<Event> {
@@ -257,7 +272,7 @@ mod tests {
 7 fsync(6) = 0
 8 <... fsync resumed>) = 0
 7 +++ exited with 0 +++
-"#;
+8 fallocate(6, FALLOC_FL_ZERO_RANGE, 512, 64"#;
 
     #[test]
     fn a_log_becomes_events() {
@@ -266,6 +281,8 @@ mod tests {
         assert!(trace.between(request, reply, What::DurableWrite(4096)));
         assert!(!trace.between(request, reply, What::Sync), "a sync that failed does not count");
         assert!(!trace.between(request, reply, What::Write(512)), "it came after the reply");
+        assert!(Trace::has_begun(LOG, What::Fallocate(512)) && trace.count(What::Fallocate(512)) == 0);
+        assert!(Trace::has_begun(LOG, What::DurableWrite(4096)) && !Trace::has_begun(LOG, What::Write(4096)));
         assert_eq!((trace.count(What::Fallocate(8192)), trace.count(What::Sync)), (1, 2));
         assert_eq!((trace.count(What::Record), trace.0.len()), (1, 8));
     }

@@ -19,7 +19,7 @@ const NO_WRITE: &str = "pwrite64,pwritev,pwritev2:error=EIO";
 /// There is no space for data.
 const NO_SPACE: &str = "pwrite64,pwritev,pwritev2:error=ENOSPC";
 
-const FAILED: &str = "although its sync had failed";
+const FAILED: &str = "although no sync had succeeded";
 
 /// A request with FUA whose sync fails is not answered with success.
 pub(super) fn fua(subject: &Subject, command: CommandType) -> Outcome {

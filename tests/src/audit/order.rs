@@ -14,25 +14,28 @@ use crate::wait_until;
 
 const MIB: usize = 1 << 20;
 
-/// A long, unaligned WRITE_ZEROES zeroes its whole range or is answered with an error, and
-/// touches nothing beside it.
+/// Where the long WRITE_ZEROES begins, and how long it is: longer than the buffers and the
+/// payloads of any server, and aligned to nothing.
+const ZEROES: (usize, usize) = (MIB + 1001, 66 * MIB - 1234);
+
+/// A long WRITE_ZEROES zeroes its whole range or is answered with an error, and touches nothing
+/// beside it.
 pub(super) fn long_zeroes(subject: &Subject, inject: &[&str]) -> Outcome {
     let mut running = Running::of(subject, 72 * MIB, inject)?;
     let mut client = running.connect()?;
     offered(&client, TransmissionFlags::SEND_WRITE_ZEROES)?;
-    let (start, len) = (MIB + 1001, 64 * MIB - 1234);
+    let (start, len) = ZEROES;
     client.send(CommandType::WRITE_ZEROES, PLAIN, start as u64, u32::try_from(len)?);
     let error = client.try_reply()?.error;
     if offered(&client, TransmissionFlags::SEND_FLUSH).is_ok() {
         let _brought_to_the_file = client.flush();
     }
     let content = running.disk.content();
-    let zero = |range: &[u8]| range.iter().all(|byte| *byte == 0);
-    let kept = |range: &[u8]| range.iter().all(|byte| *byte == OLD);
     let (before, rest) = content.split_at(start);
     let (zeroed, after) = rest.split_at(len);
-    ensure!(kept(before) && kept(after), "data beside the range was changed");
-    if error == WireError::OK && !zero(zeroed) {
+    let old = |range: &[u8]| range == vec![OLD; range.len()];
+    ensure!(old(before) && old(after), "data beside the range was changed");
+    if error == WireError::OK && zeroed != vec![0; len] {
         let left = zeroed.iter().filter(|byte| **byte != 0).count();
         bail!("{left} of {len} bytes are not zero after the WRITE_ZEROES was answered OK");
     }
@@ -52,7 +55,7 @@ pub(super) fn half_write(subject: &Subject) -> Outcome {
     out.extend_from_slice(&vec![NEW; SENT]);
     client.socket.write_all(&out)?;
     drop(client);
-    let (_, content) = running.terminate()?;
+    let (_, content) = running.terminate(Vec::new())?;
     let changed = content.iter().filter(|byte| **byte != OLD).count();
     ensure!(changed == 0, "{changed} bytes of a WRITE that never arrived whole are in the file");
     Ok(())
@@ -74,7 +77,7 @@ fn stalled_zeroes(subject: &Subject) -> Outcome {
     let mut doomed = running.connect()?;
     offered(&doomed, TransmissionFlags::SEND_WRITE_ZEROES)?;
     send(&mut doomed, CommandType::WRITE_ZEROES, PLAIN, APART, NEW);
-    wait_until("the zeroes to stall", || running.said_so_far().contains("fallocate("));
+    wait_until("the zeroes to stall", || running.has_begun(What::Fallocate(APART)));
     drop(doomed);
     let mut later = running.connect()?;
     accepted(&mut later, CommandType::WRITE, PLAIN, APART)?;
@@ -99,11 +102,9 @@ fn stalled_write(subject: &Subject) -> Outcome {
     while later.outstanding() > 0 {
         later.try_reply()?;
     }
-    let writes = |running: &Running<'_>| running.said_so_far().matches("pwrite").count();
-    let before = writes(&running);
     let mut doomed = running.connect()?;
     send(&mut doomed, CommandType::WRITE, PLAIN, APART, STALE);
-    wait_until("the write to stall", || writes(&running) > before);
+    wait_until("the write to stall", || running.has_begun(What::Write(APART)));
     drop(doomed);
     accepted(&mut later, CommandType::WRITE, PLAIN, APART)?;
     let ended = |trace: &Trace| trace.count(What::Write(APART)) + trace.count(What::DurableWrite(APART)) > 1;

@@ -88,9 +88,12 @@ impl<'s> Running<'s> {
         trace::release(self.pid);
     }
 
-    /// Sends SIGTERM and waits for the end; returns what happened until then.
-    pub fn terminate(mut self) -> Result<(Trace, Vec<u8>)> {
+    /// Sends SIGTERM, lets the clients go, and waits for the end; returns what happened until
+    /// then and what the file holds.
+    pub fn terminate(mut self, clients: Vec<Client>) -> Result<(Trace, Vec<u8>)> {
         kill(self.pid, Signal::SIGTERM)?;
+        // Some servers wait for their clients, which is their right.
+        drop(clients);
         let pid = self.pid;
         wait_until("the server to end after SIGTERM", || {
             let _reaped = self.child.try_wait();
@@ -111,6 +114,11 @@ impl<'s> Running<'s> {
     /// The log of the trace, as far as it is written.
     pub fn said_so_far(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether a system call of that kind has begun.
+    pub fn has_begun(&self, what: What) -> bool {
+        Trace::has_begun(&self.said_so_far(), what)
     }
 
     /// What the connections of the server share.
