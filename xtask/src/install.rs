@@ -53,6 +53,11 @@ pub(crate) fn for_host() -> Result<()> {
     packages(HOST)
 }
 
+/// What `cargo xtask audit` needs to watch some servers.
+pub(crate) fn for_audit(servers: &[&str]) -> Result<()> {
+    packages(&[servers, &["strace"]].concat())
+}
+
 fn packages(wanted: &[&str]) -> Result<()> {
     let missing = apt::missing(wanted);
     if missing.is_empty() {

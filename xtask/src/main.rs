@@ -2,6 +2,7 @@
 //! brought to the demo, or to the whole test suite, by one line.
 
 mod apt;
+mod audit;
 mod bench;
 mod demo;
 mod install;
@@ -30,6 +31,8 @@ enum Command {
     /// Measure what things cost, side by side in one run.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Watch what NBD servers have done before they reply, under injected faults, and print a table.
+    Audit(audit::Args),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
     Test(test::Args),
 }
@@ -50,6 +53,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Install(args) => install::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
+        Command::Audit(args) => audit::run(args),
         Command::Test(args) => test::run(args),
     }?;
     temporary.delete().context("cannot delete our temporary files")

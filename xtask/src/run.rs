@@ -23,6 +23,13 @@ pub(crate) fn quietly(command: &mut Command) -> Result<()> {
     bail!("{name} failed ({}): {}", out.status, said.trim())
 }
 
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(vm_tests::paths::workspace());
+    command
+}
+
 /// What the user knows the program by: not the "sudo" or "env" before it.
 fn name(command: &Command) -> String {
     let program = command.get_program().to_string_lossy().into_owned();

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::install;
-use crate::run::visibly;
+use crate::run::{cargo, visibly};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,10 +44,4 @@ fn licences() -> Result<()> {
 fn step(name: &str, command: &mut Command) -> Result<()> {
     eprintln!("== {name}");
     visibly(command)
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(vm_tests::paths::workspace());
-    command
 }

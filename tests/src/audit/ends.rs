@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use common::proto::{CommandType, SIMPLE_REPLY_HEADER_LEN};
 
-use super::running::{APART, BLOCK, NEW, Running, accepted, stable_before};
+use super::running::{APART, BLOCK, NEW, PLACE, Running, accepted, stable_before};
 use super::{Outcome, Subject};
 use crate::client::PLAIN;
 use crate::trace::{Event, Trace, What};
 
 /// Writes that are outstanding when the client disconnects.
-const OUTSTANDING: u64 = 32;
+const OUTSTANDING: usize = 32;
 
 /// How long what DISC left behind may take, which is far more than all its delays together.
 const SOON: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub(super) fn disc(subject: &Subject) -> Outcome {
 pub(super) fn disc_answers(subject: &Subject) -> Outcome {
     let (_running, replies) = disconnected(subject)?;
     let answered = replies.len() / SIMPLE_REPLY_HEADER_LEN;
-    let left = OUTSTANDING as usize - answered;
+    let left = OUTSTANDING - answered;
     ensure!(left == 0, "{left} of {OUTSTANDING} writes were not answered when the server closed");
     Ok(())
 }
@@ -49,7 +49,7 @@ fn disconnected(subject: &Subject) -> Result<(Running<'_>, Vec<u8>)> {
     let mut client = running.connect()?;
     let mut out = Vec::new();
     for n in 0..OUTSTANDING {
-        client.encode(&mut out, CommandType::WRITE, PLAIN, n * APART, BLOCK);
+        client.encode(&mut out, CommandType::WRITE, PLAIN, n as u64 * APART, BLOCK);
         out.extend_from_slice(&[NEW; BLOCK as usize]);
     }
     client.encode(&mut out, CommandType::DISC, PLAIN, 0, 0);
@@ -59,7 +59,7 @@ fn disconnected(subject: &Subject) -> Result<(Running<'_>, Vec<u8>)> {
 }
 
 /// Writes that are acknowledged before SIGTERM.
-const ACKNOWLEDGED: u64 = 8;
+const ACKNOWLEDGED: usize = 8;
 
 /// What was acknowledged before SIGTERM is in the file afterwards.
 pub(super) fn sigterm(subject: &Subject) -> Outcome {
@@ -74,7 +74,7 @@ pub(super) fn sigterm_syncs(subject: &Subject) -> Outcome {
     let (trace, _) = terminated(subject)?;
     let end = Event { what: What::Sync, began: usize::MAX, ended: usize::MAX, succeeded: false };
     for n in 0..ACKNOWLEDGED {
-        stable_before(&trace, CommandType::WRITE, n * APART, end)
+        stable_before(&trace, CommandType::WRITE, n as u64 * APART, end)
             .map_err(|seen| seen.context("at the end of the server"))?;
     }
     Ok(())
@@ -84,13 +84,13 @@ fn terminated(subject: &Subject) -> Result<(Trace, Vec<u8>)> {
     let mut running = Running::start(subject, &[])?;
     let mut client = running.connect()?;
     for n in 0..ACKNOWLEDGED {
-        accepted(&mut client, CommandType::WRITE, PLAIN, n * APART)?;
+        accepted(&mut client, CommandType::WRITE, PLAIN, n as u64 * APART)?;
     }
     running.terminate(vec![client])
 }
 
-/// How many of the first places of [`APART`] do not hold [`NEW`].
-fn missing(content: &[u8], places: u64) -> usize {
-    let blocks = content.chunks(APART as usize).take(places as usize);
+/// How many of the first places do not hold [`NEW`].
+fn missing(content: &[u8], places: usize) -> usize {
+    let blocks = content.chunks(PLACE).take(places);
     blocks.filter(|place| place[..BLOCK as usize] != [NEW; BLOCK as usize]).count()
 }

@@ -21,7 +21,9 @@ use crate::{wait_for, wait_until};
 /// Bytes of one request where its length does not matter.
 pub const BLOCK: u32 = 4096;
 /// How far apart requests are, so that none is merged with another.
-pub const APART: u64 = 64 << 10;
+pub const APART: u64 = PLACE as u64;
+/// The same as a length.
+pub const PLACE: usize = 64 << 10;
 /// Bytes of the disk where its size does not matter.
 pub const DISK: usize = 8 << 20;
 /// What the disk holds before anything is written.
