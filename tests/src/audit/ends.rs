@@ -9,14 +9,12 @@ use common::proto::{CommandType, SIMPLE_REPLY_HEADER_LEN};
 
 use super::running::{APART, BLOCK, NEW, PLACE, Running, accepted, stable_before};
 use super::{Outcome, Subject};
+use crate::PATIENCE;
 use crate::client::PLAIN;
 use crate::trace::{Event, Trace, What};
 
 /// Writes that are outstanding when the client disconnects.
 const OUTSTANDING: usize = 32;
-
-/// How long what DISC left behind may take, which is far more than all its delays together.
-const SOON: Duration = Duration::from_secs(10);
 
 /// DISC loses nothing that was received before it.
 pub(super) fn disc(subject: &Subject) -> Outcome {
@@ -28,7 +26,7 @@ pub(super) fn disc(subject: &Subject) -> Outcome {
         if missing == 0 {
             return Ok(());
         }
-        ensure!(started.elapsed() < SOON, "{missing} of {OUTSTANDING} writes were never carried out");
+        ensure!(started.elapsed() < PATIENCE, "{missing} of {OUTSTANDING} writes were never carried out");
         thread::sleep(Duration::from_millis(20));
     }
 }
