@@ -47,7 +47,8 @@ pub fn words(log: &Path, inject: &[&str]) -> Option<Vec<OsString>> {
     // told to let go, which it otherwise cannot when it writes to a file.
     let mut words = vec![strace.into_os_string(), "-D".into(), "-f".into(), "-xx".into(), "-s".into()];
     words.extend(["4096".into(), "-I2".into(), "-o".into(), log.into()]);
-    words.extend(["-e".into(), CALLS.into(), "-e".into(), "signal=none".into()]);
+    // Only signals that are told are told as the end of a process.
+    words.extend(["-e".into(), CALLS.into(), "-e".into(), "signal=SIGTERM,SIGKILL".into()]);
     words.extend(inject.iter().flat_map(|what| ["-e".into(), format!("inject={what}").into()]));
     Some(words)
 }
