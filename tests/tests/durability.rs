@@ -1,6 +1,7 @@
 //! Proves, with `strace` as the witness, that a reply never comes before what it promises: which
 //! write was stable, and which sync had begun and ended, between a request and its reply. The
-//! names C5, C6 and so on are those of the durability contract.
+//! names C5, C6 and so on are those of the durability contract. What any server must have done is in
+//! `audit.rs`; this is what is special about ours, its economy above all.
 
 use std::io::Write;
 
@@ -50,11 +51,6 @@ fn client_of(traced: &Traced, number: u64) -> Client {
     client
 }
 
-/// The write at `at` was stable before the reply: by itself, or by a sync that began after it.
-fn stable(trace: &Trace, (request, reply): (Event, Event), at: u64) -> bool {
-    trace.between(request, reply, What::DurableWrite(at)) || settled(trace, (request, reply), What::Write(at))
-}
-
 /// `what` was done and then made stable before the reply.
 fn settled(trace: &Trace, (request, reply): (Event, Event), what: What) -> bool {
     let done = trace.0.iter().filter(|event| event.what == what && event.began >= request.ended);
@@ -62,58 +58,18 @@ fn settled(trace: &Trace, (request, reply): (Event, Event), what: What) -> bool 
 }
 
 #[test]
-fn c6_writethrough_makes_every_write_stable_before_its_reply() {
-    let Some((_disk, traced)) = serve("writethrough", &[]) else { return };
-    let mut offsets = Offsets(0);
-    let mut writes = Vec::new();
-    let mut ranges = Vec::new();
-    for number in 0..2 {
-        let mut client = client_of(&traced, number);
-        for flags in [PLAIN, FUA] {
-            let at = offsets.next();
-            writes.push((ask(&mut client, CommandType::WRITE, flags, at), at));
-            for command in [CommandType::TRIM, CommandType::WRITE_ZEROES] {
-                let at = offsets.next();
-                ranges.push((ask(&mut client, command, flags, at), at));
-            }
-        }
-        ask(&mut client, CommandType::FLUSH, PLAIN, 0);
-    }
-    let trace = traced.finish();
-    for (cookie, at) in writes {
-        assert!(stable(&trace, trace.answer(cookie), at), "write {cookie} at {at} in {trace:#?}");
-    }
-    for (cookie, at) in ranges {
-        let answer = trace.answer(cookie);
-        assert!(settled(&trace, answer, What::Fallocate(at)), "{cookie} at {at} in {trace:#?}");
-    }
-}
-
-#[test]
-fn c6_fua_is_stable_before_its_reply_and_only_that() {
+fn c6_a_plain_write_waits_for_no_sync() {
     for mode in ["writeback", "early-ack"] {
-        fua_in(mode);
+        let Some((_disk, traced)) = serve(mode, &[]) else { return };
+        let mut client = client_of(&traced, 0);
+        let plain = ask(&mut client, CommandType::WRITE, PLAIN, 4096);
+        let trace = traced.finish();
+        let (request, reply) = trace.answer(plain);
+        let written = trace.between(request, reply, What::Write(4096));
+        assert!(written || mode == "early-ack", "{trace:#?}");
+        assert!(!trace.between(request, reply, What::Sync), "{mode}: {trace:#?}");
+        assert!(!trace.between(request, reply, What::DurableWrite(4096)), "{mode}: {trace:#?}");
     }
-}
-
-fn fua_in(mode: &str) {
-    let Some((_disk, traced)) = serve(mode, &[]) else { return };
-    let mut offsets = Offsets(0);
-    let mut client = client_of(&traced, 0);
-    let (plain_at, fua_at, trim_at, zero_at) =
-        (offsets.next(), offsets.next(), offsets.next(), offsets.next());
-    let plain = ask(&mut client, CommandType::WRITE, PLAIN, plain_at);
-    let fua = ask(&mut client, CommandType::WRITE, FUA, fua_at);
-    let trim = ask(&mut client, CommandType::TRIM, FUA, trim_at);
-    let zero = ask(&mut client, CommandType::WRITE_ZEROES, FUA | CommandFlags::NO_HOLE, zero_at);
-    let trace = traced.finish();
-    let (request, reply) = trace.answer(plain);
-    let written = trace.between(request, reply, What::Write(plain_at));
-    assert!(written || mode == "early-ack", "{trace:#?}");
-    assert!(!trace.between(request, reply, What::Sync), "a plain write waits for no sync: {trace:#?}");
-    assert!(stable(&trace, trace.answer(fua), fua_at), "{trace:#?}");
-    assert!(settled(&trace, trace.answer(trim), What::Fallocate(trim_at)), "{trace:#?}");
-    assert!(settled(&trace, trace.answer(zero), What::Fallocate(zero_at)), "{trace:#?}");
 }
 
 #[test]
@@ -199,19 +155,6 @@ fn unsafe_syncs_nothing_until_the_end() {
     let stable = |event: &&Event| matches!(event.what, What::Sync | What::DurableWrite(_));
     let early = trace.0.iter().filter(stable).filter(|event| event.began < last.began);
     assert_eq!(early.count(), 0, "{trace:#?}");
-}
-
-#[test]
-fn sigterm_makes_stable_what_nobody_flushed() {
-    for mode in ["writeback", "early-ack", "unsafe"] {
-        let Some((_disk, traced)) = serve(mode, &[]) else { return };
-        let mut client = client_of(&traced, 0);
-        let write = ask(&mut client, CommandType::WRITE, PLAIN, 4096);
-        let trace = traced.finish();
-        let (_, reply) = trace.answer(write);
-        let synced = |event: &Event| event.what == What::Sync && event.began > reply.began && event.succeeded;
-        assert!(trace.0.iter().any(synced), "{mode}: {trace:#?}");
-    }
 }
 
 #[test]

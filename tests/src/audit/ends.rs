@@ -72,8 +72,7 @@ pub(super) fn sigterm_syncs(subject: &Subject) -> Outcome {
     let (trace, _) = terminated(subject)?;
     let end = Event { what: What::Sync, began: usize::MAX, ended: usize::MAX, succeeded: false };
     for n in 0..ACKNOWLEDGED {
-        stable_before(&trace, CommandType::WRITE, n as u64 * APART, end)
-            .map_err(|seen| seen.context("at the end of the server"))?;
+        stable_before(&trace, CommandType::WRITE, n as u64 * APART, end, "the end of the server")?;
     }
     Ok(())
 }

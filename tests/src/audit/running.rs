@@ -196,22 +196,24 @@ pub fn accepted(client: &mut Client, command: CommandType, flags: CommandFlags, 
     Ok(cookie)
 }
 
-/// Every change of `at` that the trace shows before `moment` was stable by then.
-pub fn stable_before(trace: &Trace, command: CommandType, at: u64, moment: Event) -> Result<()> {
+/// The reply to a request, in words.
+pub const REPLY: &str = "the reply";
+
+/// Every change of `at` that the trace shows before `moment`, which is called `by`, was stable by
+/// then.
+pub fn stable_before(trace: &Trace, command: CommandType, at: u64, moment: Event, by: &str) -> Result<()> {
     let changes = [What::Write(at), What::DurableWrite(at), What::Fallocate(at)];
     let carried_out =
         |event: &&Event| changes.contains(&event.what) && event.succeeded && event.began < moment.began;
     let done: Vec<Event> = trace.0.iter().filter(carried_out).copied().collect();
     // A TRIM is a hint, which may be left undone.
-    ensure!(
-        !done.is_empty() || command == CommandType::TRIM,
-        "no system call had carried out the {command:?} before the reply"
-    );
+    let nothing_to_do = command == CommandType::TRIM;
+    ensure!(nothing_to_do || !done.is_empty(), "no system call had carried out the {command:?} before {by}");
     for change in done {
-        ensure!(change.ended < moment.began, "the {command:?} was still being carried out at the reply");
+        ensure!(change.ended < moment.began, "the {command:?} was still being carried out at {by}");
         let stable =
             matches!(change.what, What::DurableWrite(_)) || trace.between(change, moment, What::Sync);
-        ensure!(stable, "no sync ended between the {command:?} and the reply");
+        ensure!(stable, "no sync came between the {command:?} and {by}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use common::proto::{CommandFlags, CommandType, TransmissionFlags, WireError};
 
-use super::running::{APART, NEW, Running, accepted, ask, flag_of, offered, send, stable_before};
+use super::running::{APART, NEW, REPLY, Running, accepted, ask, flag_of, offered, send, stable_before};
 use super::{NoFinding, Outcome, Subject};
 use crate::client::{Client, FUA, PLAIN};
 use crate::trace::{Event, Trace, What};
@@ -28,7 +28,7 @@ pub(super) fn fua(subject: &Subject, command: CommandType) -> Outcome {
     for (at, flags) in (1..).map(|n| n * APART).zip(flags) {
         let cookie = accepted(&mut client, command, flags, at)?;
         let trace = running.trace_until(cookie);
-        stable_before(&trace, command, at, reply(&trace, cookie)?)?;
+        stable_before(&trace, command, at, reply(&trace, cookie)?, REPLY)?;
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ pub(super) fn writethrough(subject: &Subject) -> Outcome {
         if offered(&client, flag_of(command)).is_ok() {
             let cookie = accepted(&mut client, command, PLAIN, at)?;
             let trace = running.trace_until(cookie);
-            stable_before(&trace, command, at, reply(&trace, cookie)?)?;
+            stable_before(&trace, command, at, reply(&trace, cookie)?, REPLY)?;
         }
     }
     Ok(())
@@ -79,7 +79,7 @@ pub(super) fn flush(subject: &Subject, commands: &[CommandType], by: By) -> Outc
         let flusher = another.as_mut().unwrap_or(&mut writer);
         let flush = accepted(flusher, CommandType::FLUSH, PLAIN, 0)?;
         let trace = running.trace_until(flush);
-        stable_before(&trace, command, at, reply(&trace, flush)?)?;
+        stable_before(&trace, command, at, reply(&trace, flush)?, REPLY)?;
         tried += 1;
     }
     if tried == 0 { Err(NoFinding::NotOffered.into_error()) } else { Ok(()) }
@@ -117,7 +117,7 @@ pub(super) fn crowd(subject: &Subject) -> Outcome {
     let mut met_a_sync = 0;
     for (at, flush) in flushes {
         let trace = running.trace_until(flush);
-        stable_before(&trace, CommandType::WRITE, at, reply(&trace, flush)?)?;
+        stable_before(&trace, CommandType::WRITE, at, reply(&trace, flush)?, REPLY)?;
         let request = trace.find(What::Request(flush));
         met_a_sync += usize::from(request.is_some_and(|request| in_a_sync(&trace, request)));
     }
