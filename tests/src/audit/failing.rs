@@ -12,8 +12,6 @@ use super::subject::Isolation;
 use super::{Outcome, Subject};
 use crate::client::{Client, FUA, PLAIN};
 
-/// Every sync fails, whichever call it is made by.
-const NO_SYNC: &str = "fdatasync,fsync,pwritev2:error=EIO";
 /// No data can be written.
 const NO_WRITE: &str = "pwrite64,pwritev,pwritev2:error=EIO";
 /// There is no space for data.
@@ -23,7 +21,7 @@ const FAILED: &str = "although no sync had succeeded";
 
 /// A request with FUA whose sync fails is not answered with success.
 pub(super) fn fua(subject: &Subject, command: CommandType) -> Outcome {
-    let mut running = Running::start(subject, &[NO_SYNC])?;
+    let mut running = without_sync(subject)?;
     let mut client = running.connect()?;
     offered(&client, flag_of(command) | TransmissionFlags::SEND_FUA)?;
     refused(&mut client, command, FUA, FAILED)
@@ -31,7 +29,7 @@ pub(super) fn fua(subject: &Subject, command: CommandType) -> Outcome {
 
 /// A FLUSH whose sync fails is not answered with success.
 pub(super) fn flush(subject: &Subject) -> Outcome {
-    let mut running = Running::start(subject, &[NO_SYNC])?;
+    let mut running = without_sync(subject)?;
     let mut client = running.connect()?;
     offered(&client, TransmissionFlags::SEND_FLUSH)?;
     // Where a write is stable before its reply, this is the one that fails.
@@ -53,7 +51,7 @@ pub(super) enum Whose {
 /// After a failed FLUSH the disk works again, and yet no FLUSH succeeds: what was acknowledged
 /// before is lost, and the kernel says so only once.
 pub(super) fn flush_again(subject: &Subject, whose: Whose) -> Outcome {
-    let mut running = Running::start(subject, &[NO_SYNC])?;
+    let mut running = without_sync(subject)?;
     let (mut same, mut another) = (running.connect()?, running.connect()?);
     offered(&same, TransmissionFlags::SEND_FLUSH)?;
     if matches!(whose, Whose::Another) {
@@ -83,7 +81,7 @@ pub(super) fn flush_again(subject: &Subject, whose: Whose) -> Outcome {
 /// After the sync of a FUA write has failed, no FLUSH succeeds: the sync may have been that of
 /// other writes as well.
 pub(super) fn flush_after_fua(subject: &Subject) -> Outcome {
-    let mut running = Running::start(subject, &[NO_SYNC])?;
+    let mut running = without_sync(subject)?;
     let mut client = running.connect()?;
     offered(&client, TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_FLUSH)?;
     let _any = plain(&mut client, APART)?;
@@ -121,6 +119,11 @@ pub(super) fn space_again(subject: &Subject) -> Outcome {
         accepted(&mut client, CommandType::FLUSH, PLAIN, 0)?;
     }
     Ok(())
+}
+
+/// A server none of whose syncs succeeds.
+fn without_sync(subject: &Subject) -> Result<Running<'_>> {
+    Running::start(subject, &[&format!("{}:error=EIO", subject.syncs)])
 }
 
 /// The request is answered with an error, or not at all because the server closes.

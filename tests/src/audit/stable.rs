@@ -93,7 +93,7 @@ const ROUNDS: u64 = 3;
 /// A FLUSH that arrives while a sync runs is not answered by that sync.
 pub(super) fn crowd(subject: &Subject) -> Outcome {
     // Slow enough for all others to write and to ask for their flush in the meantime.
-    let mut running = Running::start(subject, &["fdatasync,fsync:delay_enter=100ms"])?;
+    let mut running = Running::start(subject, &[&format!("{}:delay_enter=300ms", subject.syncs)])?;
     let mut clients = Vec::new();
     for _ in 0..CROWD {
         clients.push(running.connect()?);

@@ -50,6 +50,8 @@ pub struct Subject {
     pub family: Family,
     /// What its connections share. The kernel tells a lost write once to every descriptor.
     pub isolation: Isolation,
+    /// The system calls by which it makes data stable.
+    pub syncs: &'static str,
     /// What the mode does not promise.
     pub forgoes: &'static [Theme],
     /// The name of the one export.
@@ -58,10 +60,15 @@ pub struct Subject {
     pub settings: &'static [&'static str],
 }
 
+/// What others sync with, whichever they choose.
+const ANY_SYNC: &str = "fdatasync,fsync,pwritev2";
+
 const OURS: Subject = Subject {
     name: "",
     family: Family::Ours,
     isolation: Isolation::Shared,
+    // Its fsync is of what is on record about the file, not of data.
+    syncs: "fdatasync,pwritev2",
     forgoes: &[],
     export: "",
     settings: &[],
@@ -84,10 +91,17 @@ pub const SUBJECTS: &[Subject] = &[
         forgoes: &[Theme::Stability, Theme::Failure],
         ..OURS
     },
-    Subject { name: "nbdkit", family: Family::Nbdkit, isolation: Isolation::PerConnection, ..OURS },
+    Subject {
+        name: "nbdkit",
+        family: Family::Nbdkit,
+        isolation: Isolation::PerConnection,
+        syncs: ANY_SYNC,
+        ..OURS
+    },
     Subject {
         name: "qemu-nbd",
         family: Family::QemuNbd,
+        syncs: ANY_SYNC,
         // Threads, because no tracer sees what io_uring does; discard, because it ignores TRIM otherwise.
         settings: &["--aio=threads", "--discard=unmap"],
         ..OURS
@@ -96,6 +110,7 @@ pub const SUBJECTS: &[Subject] = &[
         name: "nbd-server",
         family: Family::NbdServer,
         isolation: Isolation::PerConnection,
+        syncs: ANY_SYNC,
         export: "disk",
         ..OURS
     },
@@ -103,6 +118,7 @@ pub const SUBJECTS: &[Subject] = &[
         name: "nbd-server+",
         family: Family::NbdServer,
         isolation: Isolation::PerConnection,
+        syncs: ANY_SYNC,
         export: "disk",
         settings: &["flush = true", "fua = true", "trim = true"],
         ..OURS
