@@ -40,6 +40,14 @@ pub(super) fn disc_answers(subject: &Subject) -> Outcome {
     Ok(())
 }
 
+/// When the server closes after DISC, the file holds everything received before it.
+pub(super) fn disc_drains(subject: &Subject) -> Outcome {
+    let (running, _replies) = disconnected(subject)?;
+    let missing = missing(&running.disk.content(), OUTSTANDING);
+    ensure!(missing == 0, "{missing} of {OUTSTANDING} writes were not in the file when the server closed");
+    Ok(())
+}
+
 /// Sends many writes and DISC in one go; returns all that came until the server closed.
 fn disconnected(subject: &Subject) -> Result<(Running<'_>, Vec<u8>)> {
     // Each write takes so long that most of them are outstanding when DISC arrives.
