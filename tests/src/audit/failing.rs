@@ -59,7 +59,7 @@ pub(super) fn flush_again(subject: &Subject, whose: Whose) -> Outcome {
     }
     let _any = plain(&mut same, APART)?;
     refused(&mut same, CommandType::FLUSH, PLAIN, FAILED)?;
-    if running.isolation() == Isolation::PerConnection {
+    if subject.isolation == Isolation::PerConnection {
         // A real kernel tells each descriptor once, so this one is told as well before the disk
         // is whole again.
         let _told = ask(&mut another, CommandType::FLUSH, PLAIN, 0)?;

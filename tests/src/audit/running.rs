@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use common::proto::{CommandFlags, CommandType, TransmissionFlags, WireError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,6 +28,8 @@ pub const PLACE: usize = 64 << 10;
 pub const DISK: usize = 8 << 20;
 /// What the disk holds before anything is written.
 pub const OLD: u8 = 0xa5;
+/// What the server prints goes here.
+const SAID: &str = "said";
 /// Cookies of one connection; those of the next begin behind.
 const COOKIES: u64 = 1000;
 
@@ -38,6 +40,8 @@ pub struct Running<'s> {
     pub disk: Disk,
     child: Child,
     pid: Pid,
+    /// Its end was seen, and its process id may be another's by now.
+    ended: bool,
     endpoint: Endpoint,
     log: PathBuf,
     clients: u64,
@@ -57,13 +61,13 @@ impl<'s> Running<'s> {
         let mut words = trace::words(&log, inject).ok_or_else(|| unseen("strace"))?;
         words.push(subject.program().ok_or_else(|| unseen(subject.name))?.into());
         words.extend(subject.words(&Place { dir: disk.dir(), disk: disk.path(), socket: &socket }));
-        let said = File::create(disk.dir().join("said"))?;
+        let said = File::create(disk.dir().join(SAID))?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
         let child = command.spawn().context("strace cannot be started")?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         let endpoint = Endpoint::Unix(socket);
-        let mut running = Running { subject, disk, child, pid, endpoint, log, clients: 0 };
+        let mut running = Running { subject, disk, child, pid, ended: false, endpoint, log, clients: 0 };
         if let Some(file) = subject.pid_file(running.disk.dir()) {
             running.pid = Pid::from_raw(wait_for("the server's process id", || {
                 fs::read_to_string(&file).ok()?.trim().parse().ok()
@@ -76,13 +80,22 @@ impl<'s> Running<'s> {
     pub fn connect(&mut self) -> Result<Client> {
         let mut client = wait_for("the server to take a connection", || {
             match Client::try_connect(&self.endpoint, self.subject.export) {
-                Err(error) if is_early(&error) => None,
-                connected => Some(connected),
+                Err(error) if is_early(&error) => self.refusal(),
+                connected => Some(connected.context("the server takes no connection")),
             }
         })?;
         self.clients += 1;
         client.cookies_from(COOKIES * self.clients);
         Ok(client)
+    }
+
+    /// What a server said that has ended instead of listening.
+    fn refusal<T>(&mut self) -> Option<Result<T>> {
+        let is_daemon = self.subject.pid_file(self.disk.dir()).is_some();
+        let status = self.child.try_wait().ok().flatten().filter(|_| !is_daemon)?;
+        self.ended = true;
+        let said = fs::read_to_string(self.disk.dir().join(SAID)).unwrap_or_default();
+        Some(Err(anyhow!("the server ended with {status} instead of listening: {}", said.trim())))
     }
 
     /// Takes the faults away, and the tracer with them.
@@ -101,6 +114,7 @@ impl<'s> Running<'s> {
             let _reaped = self.child.try_wait();
             trace::tells_end(&self.said_so_far(), pid)
         });
+        self.ended = true;
         Ok((Trace::parse(&self.said_so_far()), self.disk.content()))
     }
 
@@ -122,11 +136,6 @@ impl<'s> Running<'s> {
     pub fn has_begun(&self, what: What) -> bool {
         Trace::has_begun(&self.said_so_far(), what)
     }
-
-    /// What the connections of the server share.
-    pub fn isolation(&self) -> super::subject::Isolation {
-        self.subject.isolation
-    }
 }
 
 /// The server does not listen yet.
@@ -140,7 +149,7 @@ impl Drop for Running<'_> {
         let children = format!("/proc/{0}/task/{0}/children", self.pid);
         let children = fs::read_to_string(children).unwrap_or_default();
         let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
-        for pid in pids.chain([self.pid]) {
+        for pid in pids.chain([self.pid]).filter(|_| !self.ended) {
             let _may_have_ended = kill(pid, Signal::SIGKILL);
         }
         let _reaped = self.child.wait();

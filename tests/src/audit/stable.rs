@@ -143,7 +143,7 @@ fn take(client: &mut Client, enough: impl Fn(u64) -> bool) -> Result<()> {
     }
 }
 
-/// A request without FUA that is followed by nothing is answered; its error, if any, is returned.
+/// Sends a plain WRITE; returns what it was answered.
 pub(super) fn plain(client: &mut Client, at: u64) -> Result<WireError> {
     Ok(ask(client, CommandType::WRITE, PLAIN, at)?.1)
 }
