@@ -5,7 +5,7 @@ use common::proto::{CommandType, TransmissionFlags};
 use super::Owed::{ByAll, ByOurs, ByWritethrough};
 use super::failing::{self, Whose};
 use super::stable::{self, By};
-use super::subject::Theme::{Drain, Failure, Order, OwnError, Stability};
+use super::subject::Theme::{Failure, Order, OwnError, Stability};
 use super::{Check, Outcome, Owed, Subject, Theme, ends, order};
 
 const fn row(
@@ -82,7 +82,7 @@ pub const CHECKS: &[Check] = &[
     }),
     row("C9", Order, ByAll, "DISC loses nothing that was received before", ends::disc),
     row("C9", Order, ByAll, "DISC answers what was received before", ends::disc_answers),
-    row("C9", Drain, ByOurs, "DISC closes only when all of that is in the file", ends::disc_drains),
+    row("C9", Order, ByOurs, "DISC closes only when all of that is in the file", ends::disc_drains),
     row("§7", Order, ByAll, "SIGTERM leaves acknowledged writes in the file", ends::sigterm),
     row("§7", Order, ByOurs, "SIGTERM makes acknowledged writes stable", ends::sigterm_syncs),
 ];

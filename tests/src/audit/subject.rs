@@ -30,8 +30,6 @@ pub enum Theme {
     OwnError,
     /// Which data a range holds in the end.
     Order,
-    /// That nothing answered waits in a cache once the connection has ended.
-    Drain,
 }
 
 /// What every connection has for itself.
@@ -83,9 +81,8 @@ pub const SUBJECTS: &[Subject] = &[
     Subject {
         name: "early-ack",
         settings: &["--durability", "early-ack"],
-        // A write was answered before it was tried: its error is told by the next FLUSH. And DISC
-        // does not hurry the cache, which keeps a write for as long as --dirty-age says.
-        forgoes: &[Theme::OwnError, Theme::Drain],
+        // A write was answered before it was tried: its error is told by the next FLUSH.
+        forgoes: &[Theme::OwnError],
         ..OURS
     },
     Subject {
