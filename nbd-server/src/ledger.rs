@@ -103,10 +103,11 @@ impl Attribute {
             Err(error) => return Err(error.into()),
         };
         let record = Record::after(left, boot()?, fresh());
-        match Attribute::write(file, &record) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(None),
-            Err(error) => return Err(error.into()),
+        if let Err(error) = Attribute::write(file, &record) {
+            use io::ErrorKind::{QuotaExceeded, StorageFull, Unsupported};
+            // Where an old record stands, it must not go on to say what is no longer true.
+            let has_no_room = left.is_none() && matches!(error.kind(), StorageFull | QuotaExceeded);
+            return if has_no_room || error.kind() == Unsupported { Ok(None) } else { Err(error.into()) };
         }
         let file = Arc::new(file.try_clone()?);
         Ok(Some(Ledger { record, store: Box::new(Attribute { file, pool: pool.clone() }) }))
