@@ -75,15 +75,17 @@ fn four_connections(scene: &Scene) -> Result<()> {
     for (_, name) in file_systems {
         vm.wait_for_promises(name, chance.within(30..80))?;
     }
-    // Each processor has writers of its own; those that have not promised yet need a moment. A connection that the
-    // driver has given up, which it tells on the console, carries nothing any more.
+    // Each processor has writers of its own; those that have not promised yet need a moment. The 6.1 driver sometimes
+    // leaves a connection's replies unread, though they were sent at once, and gives the connection up after the
+    // request's timeout: then the others must do.
     let alive: usize = vm.run("grep -c ' 0100007F:2A39 01 ' /proc/net/tcp")?.parse()?;
     let used = "grep 'command: WRITE,' /tmp/log | grep -o 'client{[^}]*}' | sort | uniq -c";
     let all =
         format!("for i in 1 2 3 4 5 6; do [ $({used} | wc -l) = {alive} ] && break; sleep 2; done; {used}");
     let used = vm.run(&all)?;
     println!("{alive} of 2 x 4 connections are alive; writes by connection:\n{used}");
-    ensure!(alive >= 6, "the driver has given up too many connections");
+    let may_give_up = vm.run("uname -r")?.starts_with("6.1.");
+    ensure!(alive == 8 || may_give_up, "the driver has given up connections:\n{}", vm.console());
     ensure!(used.lines().count() == alive, "not all of {alive} connections carried writes:\n{used}");
     let remains = vm.power_cut();
 

@@ -34,7 +34,9 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
         What::Run(command, payload) => (command, payload),
     };
     export.counters().received(&command);
-    match run(&command, payload, &around).await {
+    let done = run(&command, payload, &around).await;
+    tracing::trace!(?command, succeeded = done.is_ok(), "done");
+    match done {
         Ok(body) => ticket.succeed(body),
         Err(error) => {
             export.counters().failed();

@@ -210,6 +210,7 @@ impl Replies {
         IoSlice::advance_slices(&mut unsent, self.sent.get());
         let sent = ready!(Pin::new(stream).poll_write_vectored(cx, unsent))?;
         drop(queue);
+        tracing::trace!(bytes = sent, "sent");
         if sent == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
