@@ -6,7 +6,7 @@ use anyhow::Result;
 use vm_tests::promise::Promises;
 use vm_tests::{Chance, DISK, Fs, HOST_PORT, HostServer, Scene, on_both_kernels};
 
-const CUTS: u32 = 2;
+const CUTS: u32 = 1;
 const MODES: [&str; 4] = ["writethrough", "writeback", "early-ack", "unsafe"];
 const FILE_SYSTEMS: [(Fs, &str); 2] = [(Fs::Ext4, "ext4"), (Fs::Xfs, "xfs")];
 
