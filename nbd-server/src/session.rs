@@ -79,6 +79,8 @@ pub struct Progress {
     pub moved: Cell<u64>,
     /// Bytes of payload that are held until the client sends or reads more.
     pub held: Cell<usize>,
+    /// Set by the one who watches when nothing has moved for a while.
+    pub at_rest: Cell<bool>,
 }
 
 /// Serves a negotiated connection until it ends; everything received whole is finished by then.
@@ -98,12 +100,7 @@ where
 {
     let mut connection = Connection::new(stream, export, agreed, memory, progress);
     let mut stop = stop;
-    let end = loop {
-        match poll_fn(|cx| connection.poll_next(cx, &mut stop)).await {
-            Ok(incoming) => connection.start(incoming),
-            Err(end) => break end,
-        }
-    };
+    let end = poll_fn(|cx| connection.poll(cx, &mut stop)).await;
     connection.finish(end).await
 }
 
@@ -116,6 +113,9 @@ pub enum Stop {
     AtOnce,
 }
 
+/// A request that runs.
+type InFlight = Pin<Box<dyn Future<Output = ()>>>;
+
 /// One connection in transmission.
 struct Connection<'s, S> {
     stream: &'s mut S,
@@ -123,7 +123,7 @@ struct Connection<'s, S> {
     contexts: Rc<[Selected]>,
     memory: Memory,
     receiver: Receiver,
-    in_flight: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
+    in_flight: FuturesUnordered<InFlight>,
     replies: Rc<Replies>,
     progress: Rc<Progress>,
 }
@@ -142,36 +142,38 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress }
     }
 
-    /// Drives everything that is under way until a new request is here or no more will come.
+    /// Drives everything that is under way until no more requests will come.
     ///
     /// Requests are taken from what was already received before replies are sent, and replies
     /// are sent before more is received: one `recv` brings many requests and one `send` takes
     /// many replies away, and at depth one each goes at once.
-    fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        stop: &mut (impl Future<Output = Stop> + Unpin),
-    ) -> Poll<Result<Incoming, End>> {
+    fn poll(&mut self, cx: &mut Context<'_>, stop: &mut (impl Future<Output = Stop> + Unpin)) -> Poll<End> {
         loop {
             self.poll_in_flight(cx);
-            if let Poll::Ready(incoming) = self.poll_decode(cx) {
-                return Poll::Ready(incoming);
+            while let Poll::Ready(incoming) = self.poll_decode(cx) {
+                match incoming {
+                    Ok(incoming) => self.start(cx, incoming),
+                    Err(end) => return Poll::Ready(end),
+                }
             }
             match self.poll_send(cx) {
                 Poll::Ready(Ok(())) => continue,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Broken(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
                 Poll::Pending => {}
             }
             if let Poll::Ready(why) = Pin::new(&mut *stop).poll(cx) {
                 if why == Stop::AtOnce {
                     self.replies.discard();
                 }
-                return Poll::Ready(Err(End::Stopped));
+                return Poll::Ready(End::Stopped);
             }
             match self.poll_receive(cx) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
+                Poll::Pending => {
+                    self.rest();
+                    return Poll::Pending;
+                }
             }
         }
     }
@@ -206,6 +208,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         received
     }
 
+    /// Holds no more memory than it needs while its client is at rest.
+    fn rest(&mut self) {
+        if self.progress.at_rest.get() && self.replies.outstanding() == 0 {
+            self.receiver.rest();
+        }
+    }
+
     /// Whether another request may be taken. Nothing needs to wake us when room is made: it is
     /// made by sending a reply, after which the loop comes round again.
     fn has_room(&self) -> bool {
@@ -219,8 +228,9 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         self.progress.held.set(self.replies.queued_bytes() + self.receiver.bytes());
     }
 
-    /// Sets a request going. Its first step is taken in the order of receipt.
-    fn start(&mut self, incoming: Incoming) {
+    /// Sets a request going. Its first step is taken here and now, in the order of receipt; most
+    /// need no other.
+    fn start(&mut self, cx: &mut Context<'_>, incoming: Incoming) {
         let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.grant);
         let around = Around {
             export: self.export.clone(),
@@ -230,7 +240,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         let request = AssertUnwindSafe(execute::execute(incoming.what, ticket, around));
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
         // others of this connection go on.
-        self.in_flight.push(Box::pin(request.catch_unwind().map(|_panicked| ())));
+        let mut request: InFlight = Box::pin(request.catch_unwind().map(|_panicked| ()));
+        if request.as_mut().poll(cx).is_pending() {
+            self.in_flight.push(request);
+        }
     }
 
     /// Finishes what was received and sends what can still be sent.

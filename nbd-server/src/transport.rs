@@ -1,10 +1,14 @@
 //! Connected sockets, on their way from the thread that accepts to the worker that serves.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use futures::io::{AsyncRead, AsyncWrite};
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket that belongs to no runtime.
@@ -58,4 +62,38 @@ pub enum Stream {
     Tcp(TcpStream),
     /// Unix.
     Unix(UnixStream),
+}
+
+/// A stream of the runtime as a session sees it. Unlike the adapter of tokio-util it passes
+/// vectored writes on: many replies leave in one system call.
+pub struct Adapted<S>(pub S);
+
+impl<S: tokio::io::AsyncRead + Unpin> AsyncRead for Adapted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(buf);
+        ready!(Pin::new(&mut self.0).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+}
+
+impl<S: tokio::io::AsyncWrite + Unpin> AsyncWrite for Adapted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }

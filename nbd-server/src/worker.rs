@@ -14,13 +14,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, timeout};
-use tokio_util::compat::TokioAsyncReadCompatExt;
 use tracing::Instrument;
 
 use crate::device::Clock;
 use crate::export::Registry;
 use crate::session::{self, End, Memory, Progress, Stop};
-use crate::transport::{Socket, Stream};
+use crate::transport::{Adapted, Socket, Stream};
 
 /// How long a client may hold memory without sending or reading, while others wait for memory.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -105,7 +104,7 @@ async fn serve(socket: Socket, shared: &Shared) {
 
 /// One connection: negotiate within the time limit, transmit under watch, close.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) -> End {
-    let mut stream = stream.compat();
+    let mut stream = Adapted(stream);
     let negotiation = session::negotiate(&mut stream, &shared.exports);
     let negotiated = tokio::select! {
         negotiated = timeout(shared.handshake_timeout, negotiation) => negotiated,
@@ -144,7 +143,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
         end = transmission => end,
         never = watch(&progress, shared, give_up) => match never {},
     };
-    close(stream.into_inner(), &end).await;
+    close(stream.0, &end).await;
     end
 }
 
@@ -158,6 +157,8 @@ async fn watch(
     let (mut seen, mut since) = (progress.moved.get(), Instant::now());
     loop {
         let now = every.tick().await;
+        // Seen by the transmission when it is polled next: now or at the next tick.
+        progress.at_rest.set(progress.moved.get() == seen);
         let idle = progress.held.get() == 0 || !shared.memory.budget.is_contended();
         if idle || progress.moved.get() != seen {
             (seen, since) = (progress.moved.get(), now);

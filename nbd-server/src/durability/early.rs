@@ -221,6 +221,6 @@ impl Layer for Arc<Early> {
     }
 
     fn background<'a>(&'a self, below: &'a dyn Device, clock: Rc<dyn Clock>) -> Background<'a> {
-        Box::pin(writer::run(self, below, clock))
+        Box::pin(async move { match writer::run(self, below, clock).await {} })
     }
 }

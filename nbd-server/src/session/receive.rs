@@ -1,8 +1,9 @@
 //! Turns received bytes into requests.
 //!
-//! Many small requests come out of one `recv` into a buffer; the payload of a WRITE is received
-//! straight into the buffer that goes to the disk. Nothing is handed on before its last byte is
-//! here. All state is in [`Receiver`], so that it can be polled, left and polled again.
+//! Many small requests come out of one `recv`, with their payloads, into a buffer that grows with
+//! what the client sends at a time; the rest of a long payload is received straight into the
+//! buffer that goes to the disk. Nothing is handed on before its last byte is here. All state is in
+//! [`Receiver`], so that it can be polled, left and polled again.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,8 +16,13 @@ use futures::io::AsyncRead;
 use super::{End, Memory};
 use crate::buf::{Grant, IoBuf, Place};
 
-/// Bytes received at a time while no payload is awaited.
-const BUFFER: usize = 16 << 10;
+/// Bytes of the buffer at first, and at rest: room for a short WRITE.
+const BUFFER_MIN: usize = 8 << 10;
+/// Bytes it grows to, by doubling whenever a `recv` has filled it: 64 short WRITEs.
+const BUFFER_MAX: usize = 256 << 10;
+/// Missing bytes of a payload from which on they are received in place: to copy fewer costs less
+/// than a system call of their own.
+const IN_PLACE_MIN: usize = 32 << 10;
 
 /// A request that is here whole.
 pub(super) struct Incoming {
@@ -71,7 +77,7 @@ enum State {
 
 impl Receiver {
     pub(super) fn new(terms: Terms, agreed: ReplyStyle) -> Receiver {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
+        let buffer = vec![0; BUFFER_MIN].into_boxed_slice();
         Receiver { terms, agreed, style: agreed, state: State::Header, buffer, start: 0, end: 0 }
     }
 
@@ -134,13 +140,15 @@ impl Receiver {
         }
     }
 
-    /// Receives once: into the payload where one is awaited, else into the buffer.
+    /// Receives once: into the payload where much of one is awaited, else into the buffer.
     pub(super) fn poll_receive<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
     ) -> Poll<Result<(), End>> {
-        if let State::Payload { data, filled, .. } = &mut self.state {
+        if let State::Payload { data, filled, .. } = &mut self.state
+            && data.len() - *filled >= IN_PLACE_MIN
+        {
             let received = ready!(Pin::new(stream).poll_read(cx, &mut data[*filled..]))?;
             *filled += received;
             return Poll::Ready(if received == 0 { Err(cut_short()) } else { Ok(()) });
@@ -150,11 +158,28 @@ impl Receiver {
         self.start = 0;
         let received = ready!(Pin::new(stream).poll_read(cx, &mut self.buffer[self.end..]))?;
         self.end += received;
+        if self.end == self.buffer.len() && self.end < BUFFER_MAX {
+            self.resize(2 * self.buffer.len());
+        }
         if received > 0 {
             return Poll::Ready(Ok(()));
         }
         let between_requests = self.end == 0 && matches!(self.state, State::Header);
         Poll::Ready(Err(if between_requests { End::Disconnected } else { cut_short() }))
+    }
+
+    /// Gives memory back that a client at rest does not need.
+    pub(super) fn rest(&mut self) {
+        if self.start == self.end && self.buffer.len() > BUFFER_MIN {
+            (self.start, self.end) = (0, 0);
+            self.resize(BUFFER_MIN);
+        }
+    }
+
+    fn resize(&mut self, len: usize) {
+        let mut buffer = std::mem::take(&mut self.buffer).into_vec();
+        buffer.resize(len, 0);
+        self.buffer = buffer.into_boxed_slice();
     }
 
     fn decode_header(&mut self, memory: &Memory) -> Poll<Result<(), End>> {

@@ -107,15 +107,18 @@ fn a_request_that_was_received_whole_runs_even_if_its_client_is_gone() {
 
 #[test]
 fn a_write_that_was_not_received_whole_has_no_effect() {
-    let mut world = World::new(Mode::Writeback);
-    let mut client = world.connect();
-    client.ask(CommandType::WRITE, 0, 4096, NONE);
-    client.send(&[1; 4095]);
-    world.settle();
-    client.vanish();
-    world.settle();
-    assert!(world.disk.log().is_empty());
-    assert!(matches!(client.end(), Some(End::Broken(_))));
+    // A short payload is received with its header, the rest of a long one by itself.
+    for len in [4096, 48 << 10] {
+        let mut world = World::new(Mode::Writeback);
+        let mut client = world.connect();
+        client.ask(CommandType::WRITE, 0, len, NONE);
+        client.send(&vec![1; len as usize / 8]);
+        world.settle();
+        client.vanish();
+        world.settle();
+        assert!(world.disk.log().is_empty(), "{len} bytes");
+        assert!(matches!(client.end(), Some(End::Broken(_))));
+    }
 }
 
 #[test]

@@ -34,6 +34,9 @@ const CARELESS: &str = "durability/careless.rs";
 /// Every planted fault.
 pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "half-received-write-runs" "C1" RECEIVE:
+        "if *filled < data.len() {" =>
+        "if *filled == 0 {";
+    "half-received-long-write-runs" "C1" RECEIVE:
         "return Poll::Ready(if received == 0 { Err(cut_short()) } else { Ok(()) });" =>
         "if received == 0 { *filled = data.len(); } return Poll::Ready(Ok(()));";
     "overlap-order-ignored" "C2 C4" ORDER:
@@ -88,10 +91,10 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "early.lost(&error);" =>
         "let _ = error;";
     "lost-write-back-dropped" "E3" WRITER:
-        "places.into_iter().for_each(|at| state.cache.came_back(at));" =>
-        "places.into_iter().for_each(|at| state.cache.arrived(at));";
+        "early.lock().cache.came_back();" =>
+        "drop(early.lock().cache.arrived());";
     "flush-forgets-what-is-leaving" "early C5" CACHE:
-        "|| self.leaving.values().any(|batch| batch.oldest <= number)" =>
+        "|| self.leaving.values().any(|run| run.oldest <= number)" =>
         "";
     "flush-forgets-what-was-replaced" "early C5" CACHE:
         "let oldest = self.cut(&range).unwrap_or(self.last);" =>
@@ -105,15 +108,15 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "trim-does-not-drain" "early C2" EARLY:
         "self.drain(at..at + len).await?;\n            self.judge(below.trim(" =>
         "self.judge(below.trim(";
-    "newer-data-overtakes-what-is-leaving" "early C2" CACHE:
-        "find(|extent| !self.leaves(&(extent.at..extent.end())))?.clone()" =>
-        "next()?.clone()";
+    "reads-see-what-is-leaving-over-what-is-newer" "early C2" CACHE:
+        "older.chain(newer)" =>
+        "newer.chain(older)";
     "memory-without-bound" "I7" EARLY:
         "if state.cache.held() + len > self.limits.dirty_max" =>
         "if state.cache.held() + len > usize::MAX - 1";
     "some-of-a-batch-forgotten" "early C5" WRITER:
-        "let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();" =>
-        "let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();\n                    let pieces = pieces.into_iter().take(1).collect();";
+        "settle(early, below.write_many(pieces).await);" =>
+        "settle(early, below.write_many(pieces.into_iter().take(1).collect()).await);";
     "dirty-data-never-ages" "I7" WRITER:
         "early.lock().cache.expedite(*armed);" =>
         "let _ = *armed;";

@@ -1,13 +1,15 @@
 //! The dirty data of `early-ack`: what was acknowledged and is not yet in the kernel.
 //!
 //! Two sets of extents: *dirty* ones, which hold the newest content and may still be replaced by
-//! later writes, and those *leaving*, which are being written and are fixed. Neither set overlaps
-//! itself. An extent remembers the oldest write whose promise it carries, so that a FLUSH knows
+//! later writes, and one batch of those *leaving*, which are being written and are fixed. Neither
+//! set overlaps itself. An extent remembers the oldest write whose promise it carries, so that a FLUSH knows
 //! whom to wait for even when a write it covers was replaced by a newer one.
 //!
 //! Plain data, no waiting: [`super::Early`] locks it, [`super::writer`] empties it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +17,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::buf::{IoBuf, Slice};
 use crate::device::Piece;
 
-/// Longest write that is put together from adjacent extents, in bytes.
-const MERGE_MAX: u64 = 1 << 20;
+/// Pieces of a batch: the cost of handing it over is then a small part of each.
+const PIECES_MAX: usize = 256;
+/// Bytes of a batch and of the longest piece: some 10 ms for a slow disk.
+const BYTES_MAX: u64 = 1 << 20;
 
 /// A payload and its share of the dirty memory, given back when the last extent of it is gone.
 struct Payload {
@@ -74,19 +78,43 @@ pub(super) struct Cache {
     /// The dirty extents by age: oldest promise, then place.
     ages: BTreeSet<(u64, u64)>,
     /// By place, too.
-    leaving: BTreeMap<u64, Batch>,
+    leaving: BTreeMap<u64, Run>,
     held: Arc<AtomicUsize>,
     /// Number of the last write that was accepted.
     last: u64,
     /// Writes up to this number shall leave now.
     due: u64,
+    /// Where the last batch ended.
+    cursor: u64,
 }
 
-/// Adjacent extents that leave as one write.
-struct Batch {
+/// Adjacent extents that leave as one piece.
+struct Run {
     extents: Vec<Extent>,
     end: u64,
     oldest: u64,
+}
+
+/// What has arrived below and still holds memory.
+pub(super) struct Arrived {
+    _runs: BTreeMap<u64, Run>,
+}
+
+impl Run {
+    fn of(extent: Extent) -> Run {
+        Run { end: extent.end(), oldest: extent.oldest, extents: vec![extent] }
+    }
+
+    fn push(&mut self, extent: Extent) {
+        self.end = extent.end();
+        self.oldest = self.oldest.min(extent.oldest);
+        self.extents.push(extent);
+    }
+
+    fn piece(&self, at: u64) -> Piece {
+        let part = |extent: &Extent| Slice::new(extent.payload.clone(), extent.part.clone());
+        Piece { at, parts: self.extents.iter().map(part).collect() }
+    }
 }
 
 /// What overlays a range: older parts first.
@@ -140,7 +168,7 @@ impl Cache {
     /// Whether the promise of some write up to `number` is not yet kept.
     pub(super) fn holds_up_to(&self, number: u64) -> bool {
         self.ages.first().is_some_and(|(oldest, _)| *oldest <= number)
-            || self.leaving.values().any(|batch| batch.oldest <= number)
+            || self.leaving.values().any(|run| run.oldest <= number)
     }
 
     /// Whether nothing is held.
@@ -150,54 +178,62 @@ impl Cache {
 
     /// Whether some extent overlaps the range.
     pub(super) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.overlapping(range).next().is_some() || self.leaves(range)
+        self.overlapping(range).next().is_some() || self.leaving_in(range).next().is_some()
     }
 
     /// What a read of `range` must see over what is below.
     pub(super) fn overlay(&self, range: &Range<u64>) -> Overlay {
-        let leaving = self.leaving_in(range).flat_map(|batch| &batch.extents);
+        let leaving = self.leaving_in(range).flat_map(|run| &run.extents);
         let older = leaving.filter(|extent| extent.overlaps(range));
         let newer = self.overlapping(range).map(|(_, extent)| extent);
         Overlay(older.chain(newer).map(|extent| extent.clip(range)).collect())
     }
 
-    /// Moves the next due extent, with its neighbours, from dirty to leaving. None is due whose
-    /// place is being written already: older content must land first.
-    pub(super) fn leave(&mut self) -> Option<Piece> {
-        let due = self.ages.iter().take_while(|(oldest, _)| *oldest <= self.due);
-        let extents = due.map(|(_, at)| &self.dirty[at]);
-        let first = extents.into_iter().find(|extent| !self.leaves(&(extent.at..extent.end())))?.clone();
-        let mut run = vec![first.clone()];
-        let (mut start, mut end) = (first.at, first.end());
-        while let Some(next) = self.dirty.get(&end).filter(|next| self.joins(next, end - start)) {
-            run.push(next.clone());
-            end = next.end();
+    /// Moves what is due, as much as makes a batch, from dirty to leaving: in the order of places,
+    /// on from where the last batch ended. What follows something due without a gap goes with it.
+    ///
+    /// Nothing leaves before everything that left earlier has arrived or come back: older content
+    /// must land first.
+    pub(super) fn leave(&mut self) -> Vec<Piece> {
+        assert!(self.leaving.is_empty(), "one batch at a time");
+        let Cache { dirty, ages, leaving, due, cursor, .. } = self;
+        let is_due = |oldest| oldest <= *due;
+        if !ages.first().is_some_and(|(oldest, _)| is_due(*oldest)) {
+            return Vec::new();
         }
-        while let Some((_, before)) = self.dirty.range(..start).next_back() {
-            if before.end() != start || !self.joins(before, end - start) {
-                break;
+        let (mut bytes, end, from) = (0, Cell::new(None), *cursor);
+        for part in [(Included(from), Unbounded), (Unbounded, Excluded(from))] {
+            let goes = |at: &u64, extent: &mut Extent| {
+                let goes = is_due(extent.oldest) || end.get() == Some(*at);
+                end.set(goes.then(|| extent.end()));
+                goes
+            };
+            let mut going = dirty.extract_if(part, goes);
+            while bytes < BYTES_MAX && leaving.len() < PIECES_MAX {
+                let Some((at, extent)) = going.next() else { break };
+                ages.remove(&(extent.oldest, at));
+                bytes += extent.part.len() as u64;
+                *cursor = extent.end();
+                match leaving.last_entry().filter(|run| run.get().end == at) {
+                    Some(mut run) => run.get_mut().push(extent),
+                    None => _ = leaving.insert(at, Run::of(extent)),
+                }
             }
-            run.insert(0, before.clone());
-            start = before.at;
         }
-        for extent in &run {
-            self.take(extent.at);
-        }
-        let parts =
-            run.iter().map(|extent| Slice::new(extent.payload.clone(), extent.part.clone())).collect();
-        let oldest = run.iter().map(|extent| extent.oldest).min().unwrap_or(first.oldest);
-        self.leaving.insert(start, Batch { extents: run, end, oldest });
-        Some(Piece { at: start, parts })
+        leaving.iter().map(|(at, run)| run.piece(*at)).collect()
     }
 
-    /// What left from byte `at` on has arrived below.
-    pub(super) fn arrived(&mut self, at: u64) {
-        self.leaving.remove(&at);
+    /// Everything that left has arrived below. The memory it held is free when the result is gone,
+    /// which takes a while.
+    #[must_use]
+    pub(super) fn arrived(&mut self) -> Arrived {
+        Arrived { _runs: std::mem::take(&mut self.leaving) }
     }
 
-    /// What left from byte `at` on did not arrive: it is dirty again, under what came since.
-    pub(super) fn came_back(&mut self, at: u64) {
-        for extent in self.leaving.remove(&at).map(|batch| batch.extents).into_iter().flatten() {
+    /// What left did not arrive, or nobody knows: it is dirty again, under what came since.
+    pub(super) fn came_back(&mut self) {
+        let runs = std::mem::take(&mut self.leaving);
+        for extent in runs.into_values().flat_map(|run| run.extents) {
             let range = extent.at..extent.end();
             let newer: Vec<Extent> = self.overlapping(&range).map(|(_, newer)| newer.clip(&range)).collect();
             let oldest = extent.oldest.min(self.cut(&range).unwrap_or(u64::MAX));
@@ -209,19 +245,10 @@ impl Cache {
         }
     }
 
-    /// Whether `extent` may join a run of `len` bytes.
-    fn joins(&self, extent: &Extent, len: u64) -> bool {
-        len + extent.part.len() as u64 <= MERGE_MAX && !self.leaves(&(extent.at..extent.end()))
-    }
-
-    fn leaves(&self, range: &Range<u64>) -> bool {
-        self.leaving_in(range).next().is_some()
-    }
-
-    fn leaving_in(&self, range: &Range<u64>) -> impl Iterator<Item = &Batch> {
-        let before = self.leaving.range(..range.start).next_back().map(|(_, batch)| batch);
-        let inside = self.leaving.range(range.clone()).map(|(_, batch)| batch);
-        before.filter(|batch| batch.end > range.start).into_iter().chain(inside)
+    fn leaving_in(&self, range: &Range<u64>) -> impl Iterator<Item = &Run> {
+        let before = self.leaving.range(..range.start).next_back().map(|(_, run)| run);
+        let inside = self.leaving.range(range.clone()).map(|(_, run)| run);
+        before.filter(|run| run.end > range.start).into_iter().chain(inside)
     }
 
     fn overlapping<'a>(&'a self, range: &Range<u64>) -> impl Iterator<Item = (&'a u64, &'a Extent)> {
@@ -234,7 +261,7 @@ impl Cache {
     fn cut(&mut self, range: &Range<u64>) -> Option<u64> {
         let old: Vec<Extent> = self.overlapping(range).map(|(_, extent)| extent.clone()).collect();
         for extent in &old {
-            self.take(extent.at);
+            self.take(extent);
             if extent.at < range.start {
                 self.put(extent.clip(&(extent.at..range.start)));
             }
@@ -250,10 +277,9 @@ impl Cache {
         self.dirty.insert(extent.at, extent);
     }
 
-    fn take(&mut self, at: u64) {
-        if let Some(extent) = self.dirty.remove(&at) {
-            self.ages.remove(&(extent.oldest, at));
-        }
+    fn take(&mut self, extent: &Extent) {
+        self.dirty.remove(&extent.at);
+        self.ages.remove(&(extent.oldest, extent.at));
     }
 }
 

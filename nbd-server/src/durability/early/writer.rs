@@ -1,49 +1,45 @@
 //! Empties the cache of `early-ack` in the background.
 //!
 //! Many small writes go below as one, in the order of their places: handing each to the disk by
-//! itself would cost more than the early acknowledgement saves.
+//! itself would cost more than the early acknowledgement saves. One batch is on its way at a time:
+//! buffered writes of one file exclude each other in the kernel, so that a second one would only
+//! spin, while what waits behind the first finds neighbours to merge with.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use futures::stream::{FuturesUnordered, StreamExt};
-
-use super::{Early, State};
+use super::Early;
 use crate::device::{Clock, Device, Piece};
 
-/// Batches on their way at a time: enough to keep a disk busy, few enough to merge behind them.
-const BATCHES_MAX: usize = 4;
-/// Pieces of a batch: the cost of handing it over is then a small part of each.
-const PIECES_MAX: usize = 64;
-/// Bytes after which a batch is full: some 10 ms for a slow disk.
-const BYTES_MAX: usize = 1 << 20;
+/// When writes up to which number are due.
+type Timer = Option<(u64, Pin<Box<dyn Future<Output = ()>>>)>;
 
 /// Writes back what is due, for as long as the export lives.
-pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>) {
-    let mut batches = FuturesUnordered::new();
+pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>) -> Infallible {
     let mut timer = None;
+    loop {
+        let pieces = next(early, &*clock, &mut timer).await;
+        settle(early, below.write_many(pieces).await);
+    }
+}
+
+/// Waits until something shall leave.
+async fn next(early: &Early, clock: &dyn Clock, timer: &mut Timer) -> Vec<Piece> {
     poll_fn(|cx| {
         loop {
-            while let Poll::Ready(Some((places, result))) = batches.poll_next_unpin(cx) {
-                settle(early, places, result);
-            }
             let mut state = early.lock();
             state.writer = Some(cx.waker().clone());
             if early.syncs.poll_well(cx).is_pending() {
                 // What could not be stored stays in the cache, where reads see it.
-                return Poll::<()>::Pending;
+                return Poll::Pending;
             }
-            if batches.len() < BATCHES_MAX
-                && let Some(pieces) = batch(&mut state)
-            {
-                drop(state);
-                batches.push(async move {
-                    let places: Vec<u64> = pieces.iter().map(|piece| piece.at).collect();
-                    (places, below.write_many(pieces).await)
-                });
-                continue;
+            let pieces = state.cache.leave();
+            if !pieces.is_empty() {
+                return Poll::Ready(pieces);
             }
             if state.cache.is_empty() {
                 return Poll::Pending;
@@ -57,34 +53,22 @@ pub(super) async fn run(early: &Early, below: &dyn Device, clock: Rc<dyn Clock>)
                 return Poll::Pending;
             }
             early.lock().cache.expedite(*armed);
-            timer = None;
+            *timer = None;
         }
     })
-    .await;
+    .await
 }
 
-/// What shall leave next.
-fn batch(state: &mut State) -> Option<Vec<Piece>> {
-    let (mut pieces, mut bytes) = (Vec::new(), 0);
-    while pieces.len() < PIECES_MAX && bytes < BYTES_MAX {
-        let Some(piece) = state.cache.leave() else { break };
-        bytes += piece.len();
-        pieces.push(piece);
-    }
-    pieces.sort_unstable_by_key(|piece| piece.at);
-    (!pieces.is_empty()).then_some(pieces)
-}
-
-fn settle(early: &Early, places: Vec<u64>, result: io::Result<()>) {
-    let mut state = early.lock();
+fn settle(early: &Early, result: io::Result<()>) {
     match result {
         Ok(()) => {
-            places.into_iter().for_each(|at| state.cache.arrived(at));
-            state.wake_waiting();
+            let arrived = early.lock().cache.arrived();
+            // Not while others wait for the cache.
+            drop(arrived);
+            early.lock().wake_waiting();
         }
         Err(error) => {
-            places.into_iter().for_each(|at| state.cache.came_back(at));
-            drop(state);
+            early.lock().cache.came_back();
             early.lost(&error);
         }
     }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 enum Step {
     Write(u64, usize),
     Leave,
-    Arrive(usize),
-    ComeBack(usize),
+    Arrive,
+    ComeBack,
     Expedite,
 }
 
@@ -16,8 +16,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u64..60, 1_usize..20).prop_map(|(at, len)| Step::Write(at, len)),
         2 => Just(Step::Leave),
-        2 => (0_usize..4).prop_map(Step::Arrive),
-        1 => (0_usize..4).prop_map(Step::ComeBack),
+        2 => Just(Step::Arrive),
+        1 => Just(Step::ComeBack),
         1 => Just(Step::Expedite),
     ]
 }
@@ -38,34 +38,37 @@ proptest! {
                     newest[at..at + len].fill(number);
                 }
                 Step::Expedite => _ = cache.expedite(cache.last()),
-                Step::Leave => leaving.extend(cache.leave()),
-                Step::Arrive(index) if index < leaving.len() => {
-                    let write = leaving.remove(index);
-                    let at = usize::try_from(write.at).unwrap();
-                    below[at..at + write.len()].copy_from_slice(&write.gather());
-                    cache.arrived(write.at);
+                Step::Leave if leaving.is_empty() => leaving = cache.leave(),
+                Step::Arrive => {
+                    store(&mut below, std::mem::take(&mut leaving));
+                    drop(cache.arrived());
                 }
-                Step::ComeBack(index) if index < leaving.len() => {
-                    cache.came_back(leaving.remove(index).at);
+                Step::ComeBack => {
+                    leaving.clear();
+                    cache.came_back();
                 }
-                Step::Arrive(_) | Step::ComeBack(_) => {}
+                Step::Leave => {}
             }
             let mut seen = below;
             cache.overlay(&(0..80)).apply(0, &mut seen);
             prop_assert_eq!(&seen[..], &newest[..]);
         }
+        store(&mut below, leaving);
+        drop(cache.arrived());
         cache.expedite(cache.last());
-        loop {
-            leaving.extend(cache.leave());
-            let Some(write) = leaving.pop() else { break };
-            let at = usize::try_from(write.at).unwrap();
-            below[at..at + write.len()].copy_from_slice(&write.gather());
-            cache.arrived(write.at);
-            drop(write);
-        }
+        store(&mut below, cache.leave());
+        drop(cache.arrived());
         prop_assert_eq!(&below[..], &newest[..]);
         prop_assert!(cache.is_empty() && !cache.holds_up_to(u64::MAX));
         prop_assert_eq!(cache.held(), 0);
+    }
+}
+
+/// What a disk does with pieces that do not overlap.
+fn store(below: &mut [u8], pieces: Vec<Piece>) {
+    for piece in pieces {
+        let at = usize::try_from(piece.at).unwrap();
+        below[at..at + piece.len()].copy_from_slice(&piece.gather());
     }
 }
 
@@ -76,21 +79,32 @@ fn a_replaced_write_leaves_its_promise_behind() {
     cache.insert(0, IoBuf::from(&b"new"[..]));
     assert!(cache.holds_up_to(first), "a FLUSH that covers the first must wait for the second");
     cache.expedite(first);
-    let write = cache.leave().expect("due for the promise it carries");
-    assert_eq!(&write.gather()[..], b"new");
+    let due_for_the_promise_it_carries = cache.leave();
+    assert_eq!(&due_for_the_promise_it_carries[0].gather()[..], b"new");
     assert!(cache.holds_up_to(first));
-    cache.arrived(write.at);
+    drop(cache.arrived());
     assert!(!cache.holds_up_to(first));
 }
 
 #[test]
 fn neighbours_leave_together() {
     let mut cache = Cache::default();
-    for at in [8, 0, 4, 20] {
+    for at in [0, 8, 4, 20] {
         cache.insert(at, IoBuf::from(&[1; 4][..]));
     }
     cache.expedite(1);
-    let write = cache.leave().expect("the first is due");
-    assert_eq!((write.at, write.len()), (0, 12));
-    assert!(cache.leave().is_none(), "what is not due stays");
+    let due = cache.leave();
+    assert_eq!(due.iter().map(|piece| (piece.at, piece.len())).collect::<Vec<_>>(), [(0, 12)]);
+    drop(cache.arrived());
+    assert!(cache.leave().is_empty(), "what is not due stays");
+}
+
+#[test]
+fn what_is_longer_than_a_batch_leaves_alone() {
+    let mut cache = Cache::default();
+    let long = usize::try_from(BYTES_MAX).unwrap() + 1;
+    cache.insert(0, IoBuf::zeroed(long));
+    cache.insert(long as u64, IoBuf::zeroed(4));
+    cache.expedite(1);
+    assert_eq!(cache.leave().iter().map(Piece::len).collect::<Vec<_>>(), [long]);
 }
