@@ -2,47 +2,51 @@
 //!
 //! An [`IoBuf`] is owned on its way down to the disk and on its way back, which io_uring will
 //! need and which lets a write-back layer keep a payload after the reply. Dropped buffers go back
-//! to their [`Pool`]. The [`Budget`] bounds what all connections together may hold.
+//! to their [`Pool`], which cuts short ones out of slabs: aligned one by one, each would cost the
+//! allocator a page more. The [`Budget`] bounds what all connections together may hold.
 
 mod budget;
 
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::BytesMut;
+
 pub use budget::{Budget, Grant, Place};
 
 const PAGE: usize = 4096;
 /// Classes of pooled buffers: one page, two, four … 32 MiB.
 const CLASSES: usize = 14;
+/// Longest buffer that is cut out of a slab.
+const CUT_MAX: usize = 64 << 10;
+/// Bytes of a slab.
+const SLAB: usize = 1 << 20;
 /// Bytes of free buffers the pool keeps for the next request; the rest goes back to the system.
 const POOL_KEEPS_MAX: usize = 32 << 20;
-
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE]);
 
 /// An owned, page-aligned buffer of a fixed length.
 #[derive(Debug)]
 pub struct IoBuf {
-    pages: Pages,
+    /// At least `len` bytes.
+    bytes: BytesMut,
     len: usize,
     home: Option<Arc<Pool>>,
-}
-
-type Pages = Vec<Page>;
-
-impl std::fmt::Debug for Page {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Page")
-    }
 }
 
 impl IoBuf {
     /// A buffer of `len` zeroes outside any pool.
     #[must_use]
     pub fn zeroed(len: usize) -> IoBuf {
-        IoBuf { pages: bytemuck::zeroed_vec(len.div_ceil(PAGE)), len, home: None }
+        IoBuf { bytes: aligned(len), len, home: None }
     }
+}
+
+/// Zeroes that begin at a page.
+fn aligned(len: usize) -> BytesMut {
+    let mut bytes = BytesMut::zeroed(len + PAGE);
+    let mut bytes = bytes.split_off(bytes.as_ptr().align_offset(PAGE));
+    bytes.truncate(len);
+    bytes
 }
 
 /// A part of bytes that several hold.
@@ -78,20 +82,20 @@ impl From<&[u8]> for IoBuf {
 impl Deref for IoBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.pages)[..self.len]
+        &self.bytes[..self.len]
     }
 }
 
 impl DerefMut for IoBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.len]
+        &mut self.bytes[..self.len]
     }
 }
 
 impl Drop for IoBuf {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
-            home.put(std::mem::take(&mut self.pages));
+            home.put(std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -104,39 +108,56 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Free {
-    classes: [Vec<Pages>; CLASSES],
+    classes: [Vec<BytesMut>; CLASSES],
     bytes: usize,
+    /// What is left of the newest slab.
+    slab: BytesMut,
 }
 
 impl Pool {
     /// A buffer of `len` bytes whose content is whatever it last held: whoever takes it fills it.
     #[must_use]
     pub fn take(self: &Arc<Pool>, len: usize) -> IoBuf {
-        let class = class_of(len);
-        let mut free = lock(&self.free);
-        let pages = free.classes.get_mut(class).and_then(Vec::pop);
-        if let Some(pages) = &pages {
-            free.bytes -= pages.len() * PAGE;
-        }
-        drop(free);
-        let pages = pages.unwrap_or_else(|| match class < CLASSES {
-            true => bytemuck::zeroed_vec(1 << class),
-            false => bytemuck::zeroed_vec(len.div_ceil(PAGE)),
-        });
-        IoBuf { pages, len, home: Some(self.clone()) }
+        let bytes = match class_of(len) {
+            class @ 0..CLASSES => lock(&self.free).take(class),
+            _ => None,
+        };
+        let bytes = bytes.unwrap_or_else(|| aligned(size_for(len)));
+        IoBuf { bytes, len, home: Some(self.clone()) }
     }
 
-    fn put(&self, pages: Pages) {
-        let bytes = pages.len() * PAGE;
+    fn put(&self, bytes: BytesMut) {
         let mut free = lock(&self.free);
-        if free.bytes + bytes > POOL_KEEPS_MAX {
-            return;
+        let class = class_of(bytes.len());
+        if class < CLASSES && free.bytes + bytes.len() <= POOL_KEEPS_MAX {
+            free.bytes += bytes.len();
+            free.classes[class].push(bytes);
         }
-        let class = class_of(bytes);
-        if let Some(list) = free.classes.get_mut(class).filter(|_| pages.len() == 1 << class) {
-            list.push(pages);
-            free.bytes += bytes;
+    }
+}
+
+impl Free {
+    fn take(&mut self, class: usize) -> Option<BytesMut> {
+        if let Some(bytes) = self.classes[class].pop() {
+            self.bytes -= bytes.len();
+            return Some(bytes);
         }
+        let size = PAGE << class;
+        if size > CUT_MAX {
+            return None;
+        }
+        if self.slab.len() < size {
+            self.slab = aligned(SLAB);
+        }
+        Some(self.slab.split_to(size))
+    }
+}
+
+/// Bytes of a buffer for `len`: those of its class, if there is one.
+fn size_for(len: usize) -> usize {
+    match class_of(len) {
+        class @ 0..CLASSES => PAGE << class,
+        _ => len,
     }
 }
 
@@ -163,6 +184,21 @@ mod tests {
         assert_eq!(lock(&pool.free).bytes, 8192);
         drop((pool.take(8192), pool.take(100)));
         assert_eq!(lock(&pool.free).bytes, 8192 + 4096);
+    }
+
+    #[test]
+    fn short_buffers_of_a_slab_do_not_overlap() {
+        let pool = Arc::new(Pool::default());
+        let mut bufs: Vec<IoBuf> = (1..600).map(|n| pool.take(1 + n * 97 % 9000)).collect();
+        for (n, buf) in bufs.iter_mut().enumerate() {
+            assert_eq!(buf.as_ptr() as usize % PAGE, 0);
+            buf.fill(u8::try_from(n % 256).unwrap());
+        }
+        assert!(
+            bufs.iter()
+                .enumerate()
+                .all(|(n, buf)| buf.iter().all(|byte| *byte == u8::try_from(n % 256).unwrap()))
+        );
     }
 
     #[test]
