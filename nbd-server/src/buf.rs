@@ -2,8 +2,8 @@
 //!
 //! An [`IoBuf`] is owned on its way down to the disk and on its way back, which io_uring will
 //! need and which lets a write-back layer keep a payload after the reply. Dropped buffers go back
-//! to their [`Pool`], which cuts short ones out of slabs: aligned one by one, each would cost the
-//! allocator a page more. The [`Budget`] bounds what all connections together may hold.
+//! to their [`Pool`], which cuts those of one page out of slabs: aligned one by one, each would cost
+//! the allocator two. The [`Budget`] bounds what all connections together may hold.
 
 mod budget;
 
@@ -17,11 +17,10 @@ pub use budget::{Budget, Grant, Place};
 const PAGE: usize = 4096;
 /// Classes of pooled buffers: one page, two, four … 32 MiB.
 const CLASSES: usize = 14;
-/// Longest buffer that is cut out of a slab.
-const CUT_MAX: usize = 64 << 10;
-/// Bytes of a slab.
+/// Bytes of a slab, out of which buffers of one page are cut.
 const SLAB: usize = 1 << 20;
 /// Bytes of free buffers the pool keeps for the next request; the rest goes back to the system.
+/// Single pages are given back only when none is in use: one alone holds its slab.
 const POOL_KEEPS_MAX: usize = 32 << 20;
 
 /// An owned, page-aligned buffer of a fixed length.
@@ -108,10 +107,15 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Free {
-    classes: [Vec<BytesMut>; CLASSES],
-    bytes: usize,
+    /// Free buffers of one page.
+    pages: Vec<BytesMut>,
+    /// How many more are in use.
+    pages_used: usize,
     /// What is left of the newest slab.
     slab: BytesMut,
+    /// Free buffers of the other classes.
+    longer: [Vec<BytesMut>; CLASSES],
+    longer_bytes: usize,
 }
 
 impl Pool {
@@ -119,7 +123,8 @@ impl Pool {
     #[must_use]
     pub fn take(self: &Arc<Pool>, len: usize) -> IoBuf {
         let bytes = match class_of(len) {
-            class @ 0..CLASSES => lock(&self.free).take(class),
+            0 => Some(lock(&self.free).take_page()),
+            class @ 1..CLASSES => lock(&self.free).take_longer(class),
             _ => None,
         };
         let bytes = bytes.unwrap_or_else(|| aligned(size_for(len)));
@@ -128,28 +133,40 @@ impl Pool {
 
     fn put(&self, bytes: BytesMut) {
         let mut free = lock(&self.free);
-        let class = class_of(bytes.len());
-        if class < CLASSES && free.bytes + bytes.len() <= POOL_KEEPS_MAX {
-            free.bytes += bytes.len();
-            free.classes[class].push(bytes);
+        match class_of(bytes.len()) {
+            0 => free.put_page(bytes),
+            class @ 1..CLASSES if free.longer_bytes + bytes.len() <= POOL_KEEPS_MAX => {
+                free.longer_bytes += bytes.len();
+                free.longer[class].push(bytes);
+            }
+            _ => {}
         }
     }
 }
 
 impl Free {
-    fn take(&mut self, class: usize) -> Option<BytesMut> {
-        if let Some(bytes) = self.classes[class].pop() {
-            self.bytes -= bytes.len();
-            return Some(bytes);
+    fn take_page(&mut self) -> BytesMut {
+        self.pages_used += 1;
+        self.pages.pop().unwrap_or_else(|| {
+            if self.slab.is_empty() {
+                self.slab = aligned(SLAB);
+            }
+            self.slab.split_to(PAGE)
+        })
+    }
+
+    fn put_page(&mut self, page: BytesMut) {
+        self.pages_used -= 1;
+        self.pages.push(page);
+        if self.pages_used == 0 && self.pages.len() * PAGE > POOL_KEEPS_MAX {
+            (self.pages, self.slab) = Default::default();
         }
-        let size = PAGE << class;
-        if size > CUT_MAX {
-            return None;
-        }
-        if self.slab.len() < size {
-            self.slab = aligned(SLAB);
-        }
-        Some(self.slab.split_to(size))
+    }
+
+    fn take_longer(&mut self, class: usize) -> Option<BytesMut> {
+        let bytes = self.longer[class].pop()?;
+        self.longer_bytes -= bytes.len();
+        Some(bytes)
     }
 }
 
@@ -181,24 +198,27 @@ mod tests {
         let buf = pool.take(5000);
         assert_eq!((buf.len(), buf.as_ptr() as usize % PAGE), (5000, 0));
         drop(buf);
-        assert_eq!(lock(&pool.free).bytes, 8192);
+        assert_eq!(lock(&pool.free).longer_bytes, 8192);
         drop((pool.take(8192), pool.take(100)));
-        assert_eq!(lock(&pool.free).bytes, 8192 + 4096);
+        let free = lock(&pool.free);
+        assert_eq!((free.longer_bytes, free.pages.len()), (8192, 1));
     }
 
     #[test]
-    fn short_buffers_of_a_slab_do_not_overlap() {
+    fn single_pages_do_not_overlap_and_are_given_back_together() {
         let pool = Arc::new(Pool::default());
-        let mut bufs: Vec<IoBuf> = (1..600).map(|n| pool.take(1 + n * 97 % 9000)).collect();
+        let mut bufs: Vec<IoBuf> = (0..POOL_KEEPS_MAX / PAGE + 1).map(|_| pool.take(PAGE)).collect();
+        let mark = |n: usize| u8::try_from(n % 251).unwrap();
         for (n, buf) in bufs.iter_mut().enumerate() {
             assert_eq!(buf.as_ptr() as usize % PAGE, 0);
-            buf.fill(u8::try_from(n % 256).unwrap());
+            buf.fill(mark(n));
         }
-        assert!(
-            bufs.iter()
-                .enumerate()
-                .all(|(n, buf)| buf.iter().all(|byte| *byte == u8::try_from(n % 256).unwrap()))
-        );
+        assert!(bufs.iter().enumerate().all(|(n, buf)| buf.iter().all(|byte| *byte == mark(n))));
+        let last = bufs.pop();
+        drop(bufs);
+        assert_eq!(lock(&pool.free).pages.len(), POOL_KEEPS_MAX / PAGE);
+        drop(last);
+        assert_eq!(lock(&pool.free).pages.len(), 0);
     }
 
     #[test]
@@ -206,6 +226,6 @@ mod tests {
         let pool = Arc::new(Pool::default());
         let bufs: Vec<IoBuf> = (0..3).map(|_| pool.take(32 << 20)).collect();
         drop(bufs);
-        assert_eq!(lock(&pool.free).bytes, POOL_KEEPS_MAX);
+        assert_eq!(lock(&pool.free).longer_bytes, POOL_KEEPS_MAX);
     }
 }
