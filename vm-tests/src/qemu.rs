@@ -23,6 +23,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     pub(crate) disks: Vec<PathBuf>,
     pub(crate) host_port: Option<u16>,
+    /// Whether the kernel keeps the messages of its boot to itself, which makes it faster.
+    pub(crate) quiet: bool,
 }
 
 /// Where the machine's outputs go.
@@ -39,8 +41,8 @@ pub(crate) struct Qemu {
     _slot: Slot,
 }
 
-/// A stuck boot or a panic must end the machine, not hang the test; messages of boot itself only slow it down.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on";
+/// A panic must end the machine, not hang the test.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on";
 /// The address at which the guest finds the one port of the host it may reach.
 const HOST_ADDRESS: &str = "tcp:10.0.2.100:10809";
 
@@ -118,7 +120,8 @@ fn command(machine: &Machine, outputs: &Outputs, agents: &[PathBuf; 2]) -> Resul
     command.args(["-accel", Accel::choose(&machine.kernel).option()]);
     command.args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()]);
     command.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.image);
-    command.args(["-append", KERNEL_ARGUMENTS]);
+    let quiet = if machine.quiet { " quiet" } else { "" };
+    command.args(["-append", &format!("{KERNEL_ARGUMENTS}{quiet}")]);
     ports(&mut command, outputs, agents);
     for (number, disk) in machine.disks.iter().enumerate() {
         // The guest's own cache dies with the machine; what it wrote to this disk is in a file of the host and stays.
