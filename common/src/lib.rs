@@ -11,7 +11,7 @@
 //! | [`handshake`] | option haggling: [`handshake::server`] and [`handshake::client`] |
 //! | [`option`] | options and their replies, as both roles write and read them |
 //! | [`command`] | a request header becomes a typed [`command::Command`] or a [`command::Refusal`] |
-//! | [`reply`] | simple replies, encoded and decoded |
+//! | [`reply`] | simple, structured and extended replies, encoded and decoded |
 //! | [`uri`] | NBD URIs (`doc/uri.md`) |
 #![forbid(unsafe_code)]
 
@@ -46,6 +46,9 @@ pub enum Violation {
     /// NBD_OPT_EXPORT_NAME carried something that is no export name.
     #[error("NBD_OPT_EXPORT_NAME carried a malformed name")]
     MalformedName,
+    /// A payload no peer may send was announced: staying in step would take for ever.
+    #[error("a request announces a payload of {0} bytes")]
+    TooLong(u64),
     /// The peer haggled without end.
     #[error("more than {0} options in one handshake")]
     TooManyOptions(u32),

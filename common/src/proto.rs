@@ -23,6 +23,13 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First word of a structured reply's chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
+/// First word of every request under extended headers.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// First word of every reply under extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
+/// Bytes of a request or reply header under extended headers, whose lengths have 64 bits.
+pub const EXTENDED_HEADER_LEN: usize = 32;
 /// Bytes of a request header: magic, flags, type, cookie, offset, length.
 pub const REQUEST_HEADER_LEN: usize = 28;
 /// Bytes of a simple reply header: magic, error, cookie.
@@ -229,6 +236,8 @@ wire_enum! {
         OFFSET_HOLE = 2,
         /// A context's id and extents.
         BLOCK_STATUS = 5,
+        /// The same with lengths of 64 bits (extended headers).
+        BLOCK_STATUS_EXT = 6,
         /// An error and a text.
         ERROR = 1 << 15 | 1,
         /// An error, a text and an offset.

@@ -1,10 +1,10 @@
 //! Replies: simple ones, sixteen bytes and then the data of a successful READ; and chunks of
-//! structured ones, twenty bytes and then what the kind of chunk says.
+//! structured ones, twenty bytes, or under extended headers 32, and then what the kind of chunk says.
 
 use crate::Violation;
 use crate::proto::{
-    CHUNK_HEADER_LEN, ChunkFlags, ChunkType, SIMPLE_REPLY_HEADER_LEN, SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC, WireError,
+    CHUNK_HEADER_LEN, ChunkFlags, ChunkType, EXTENDED_HEADER_LEN, EXTENDED_REPLY_MAGIC,
+    SIMPLE_REPLY_HEADER_LEN, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, WireError,
 };
 use crate::wire::{self, Cursor, Malformed, Put};
 
@@ -82,24 +82,85 @@ impl ChunkHeader {
             length: cursor.u32().expect(short),
         })
     }
+
+    /// The header's bytes under extended headers, with the offset of the request that is answered.
+    #[must_use]
+    pub fn encode_extended(&self, offset: u64) -> [u8; EXTENDED_HEADER_LEN] {
+        let mut bytes = [0; EXTENDED_HEADER_LEN];
+        bytes[..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.0.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.kind.0.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+        bytes[24..].copy_from_slice(&u64::from(self.length).to_be_bytes());
+        bytes
+    }
+
+    /// Reads a header under extended headers, and the offset of the request that is answered.
+    pub fn decode_extended(bytes: &[u8; EXTENDED_HEADER_LEN]) -> Result<(ChunkHeader, u64), Violation> {
+        let short = "a header has all its fields";
+        let mut cursor = Cursor::new(bytes);
+        let magic = cursor.u32().expect(short);
+        if magic != EXTENDED_REPLY_MAGIC {
+            return Err(Violation::Magic { expected: "an extended reply", found: magic.into() });
+        }
+        let flags = ChunkFlags(cursor.u16().expect(short));
+        let kind = ChunkType(cursor.u16().expect(short));
+        let (cookie, offset) = (cursor.u64().expect(short), cursor.u64().expect(short));
+        let length = cursor.u64().expect(short);
+        let length = u32::try_from(length).map_err(|_| Violation::TooLong(length))?;
+        Ok((ChunkHeader { flags, kind, cookie, length }, offset))
+    }
 }
 
 /// Some bytes of an export that have the same status in a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes.
-    pub length: u32,
+    pub length: u64,
     /// What the context says of them.
-    pub status: u32,
+    pub status: u64,
 }
 
 /// Appends what follows the header of a BLOCK_STATUS chunk.
+///
+/// # Panics
+/// When a number does not fit in 32 bits.
 pub fn put_extents(out: &mut Vec<u8>, context: u32, extents: &[Extent]) {
+    let narrow = |number| u32::try_from(number).expect("requests without extended headers are short");
     out.put_u32(context);
     for extent in extents {
-        out.put_u32(extent.length);
-        out.put_u32(extent.status);
+        out.put_u32(narrow(extent.length));
+        out.put_u32(narrow(extent.status));
     }
+}
+
+/// Appends what follows the header of a BLOCK_STATUS_EXT chunk.
+pub fn put_extents_extended(out: &mut Vec<u8>, context: u32, extents: &[Extent]) {
+    out.put_u32(context);
+    out.put_u32(u32::try_from(extents.len()).expect("an answer has few extents"));
+    for extent in extents {
+        out.put_u64(extent.length);
+        out.put_u64(extent.status);
+    }
+}
+
+/// Reads what follows the header of a BLOCK_STATUS_EXT chunk: the context's id, and at least one
+/// extent, none of which is empty.
+pub fn decode_extents_extended(data: &[u8]) -> Result<(u32, Vec<Extent>), Malformed> {
+    let mut cursor = Cursor::new(data);
+    let (context, count) = (cursor.u32()?, cursor.u32()?);
+    let mut extents = Vec::new();
+    // Each takes sixteen bytes, so the count cannot make us loop for long.
+    for _ in 0..count {
+        extents.push(extent(cursor.u64()?, cursor.u64()?)?);
+    }
+    cursor.end()?;
+    if extents.is_empty() { Err(Malformed::Short) } else { Ok((context, extents)) }
+}
+
+fn extent(length: u64, status: u64) -> Result<Extent, Malformed> {
+    if length == 0 { Err(Malformed::Short) } else { Ok(Extent { length, status }) }
 }
 
 /// Reads what follows the header of a BLOCK_STATUS chunk: the context's id, and at least one
@@ -109,11 +170,7 @@ pub fn decode_extents(data: &[u8]) -> Result<(u32, Vec<Extent>), Malformed> {
     let context = cursor.u32()?;
     let mut extents = Vec::new();
     for _ in 0..(data.len() - 4).div_ceil(8).max(1) {
-        let extent = Extent { length: cursor.u32()?, status: cursor.u32()? };
-        if extent.length == 0 {
-            return Err(Malformed::Short);
-        }
-        extents.push(extent);
+        extents.push(extent(cursor.u32()?.into(), cursor.u32()?.into())?);
     }
     cursor.end()?;
     Ok((context, extents))
@@ -125,6 +182,13 @@ pub fn put_error(out: &mut Vec<u8>, error: WireError, text: &str) {
     out.put_u32(error.0);
     out.put_u16(u16::try_from(text.len()).expect("STRING_MAX fits in 16 bits"));
     out.extend_from_slice(text.as_bytes());
+}
+
+/// Appends what follows the header of an ERROR_OFFSET chunk: also the byte of the export at which
+/// the error was met.
+pub fn put_error_offset(out: &mut Vec<u8>, error: WireError, text: &str, offset: u64) {
+    put_error(out, error, text);
+    out.put_u64(offset);
 }
 
 /// Reads what follows the header of an ERROR or ERROR_OFFSET chunk, without the offset.

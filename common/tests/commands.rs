@@ -1,6 +1,9 @@
 //! Which error answers which bad request: one row per sentence of the spec's "Error values".
 
-use common::command::{Command, Fua, Hole, Refusal, RequestHeader, Span, Terms};
+use common::command::{
+    Chunks, Command, Extents, Fua, Hole, Refusal, RequestHeader, Span, Speed, Terms, Zeroing,
+};
+use common::handshake::context::ReplyStyle;
 use common::proto::*;
 
 const SIZE: u64 = 1 << 20;
@@ -12,6 +15,7 @@ fn terms(flags: TransmissionFlags) -> Terms {
         block_min: 1,
         payload_max: PAYLOAD_MAX,
         contexts: 0,
+        style: ReplyStyle::Simple,
     }
 }
 
@@ -25,7 +29,11 @@ fn everything() -> Terms {
 }
 
 fn header(command: CommandType, offset: u64, length: u32, flags: u16) -> RequestHeader {
-    RequestHeader { flags: CommandFlags(flags), command, cookie: 7, offset, length }
+    RequestHeader { flags: CommandFlags(flags), command, cookie: 7, offset, length: length.into() }
+}
+
+fn zeroing(hole: Hole) -> Zeroing {
+    Zeroing { hole, speed: Speed::Any }
 }
 
 #[test]
@@ -33,15 +41,18 @@ fn good_requests_become_commands() {
     use CommandType as C;
     let span = Span { at: 512, len: 512 };
     let rows = [
-        (header(C::READ, 512, 512, 0), Command::Read(span)),
-        (header(C::READ, 512, 512, 1), Command::Read(span)),
+        (header(C::READ, 512, 512, 0), Command::Read(span, Chunks::One)),
+        (header(C::READ, 512, 512, 1), Command::Read(span, Chunks::One)),
         (header(C::WRITE, 512, 512, 0), Command::Write(span, Fua::No)),
         (header(C::WRITE, 512, 512, 1), Command::Write(span, Fua::Yes)),
         (header(C::WRITE, SIZE, 0, 0), Command::Write(Span { at: SIZE, len: 0 }, Fua::No)),
         (header(C::FLUSH, 0, 0, 1), Command::Flush),
         (header(C::TRIM, 512, 512, 1), Command::Trim(span, Fua::Yes)),
-        (header(C::WRITE_ZEROES, 512, 512, 0), Command::WriteZeroes(span, Hole::Allowed, Fua::No)),
-        (header(C::WRITE_ZEROES, 512, 512, 3), Command::WriteZeroes(span, Hole::Forbidden, Fua::Yes)),
+        (header(C::WRITE_ZEROES, 512, 512, 0), Command::WriteZeroes(span, zeroing(Hole::Allowed), Fua::No)),
+        (
+            header(C::WRITE_ZEROES, 512, 512, 3),
+            Command::WriteZeroes(span, zeroing(Hole::Forbidden), Fua::Yes),
+        ),
         (header(C::DISC, 5, 5, 0xff), Command::Disconnect),
     ];
     for (header, command) in rows {
@@ -95,10 +106,10 @@ fn block_status_needs_a_context_and_structured_replies_bring_df() {
     let span = Span { at: 512, len: 512 };
     let (req_one, df) = (CommandFlags::REQ_ONE.0, CommandFlags::DF.0);
     let refused = |error| Err(Refusal { error, skip: 0 });
-    let with = Terms { contexts: 1, ..terms(TransmissionFlags::SEND_DF) };
-    assert_eq!(header(status, 512, 512, 0).admit(&with), Ok(Command::BlockStatus(span)));
-    assert_eq!(header(status, 512, 512, req_one).admit(&with), Ok(Command::BlockStatus(span)));
-    assert_eq!(header(read, 512, 512, df).admit(&with), Ok(Command::Read(span)));
+    let with = Terms { contexts: 1, style: ReplyStyle::Structured, ..terms(TransmissionFlags::SEND_DF) };
+    assert_eq!(header(status, 512, 512, 0).admit(&with), Ok(Command::BlockStatus(span, Extents::Any)));
+    assert_eq!(header(status, 512, 512, req_one).admit(&with), Ok(Command::BlockStatus(span, Extents::One)));
+    assert_eq!(header(read, 512, 512, df).admit(&with), Ok(Command::Read(span, Chunks::One)));
     for bad in [header(status, 512, 0, 0), header(status, SIZE, 1, 0), header(status, 512, 512, df)] {
         assert_eq!(bad.admit(&with), refused(WireError::EINVAL), "{bad:?}");
     }

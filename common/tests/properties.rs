@@ -1,14 +1,17 @@
 //! No input makes either role panic or want memory without bound, and what is written is read
 //! back the same. Failing cases print their seed.
 
-use common::command::{Command, Fua, Hole, RequestHeader, Terms};
+use common::command::{Chunks, Command, Fua, Hole, RequestHeader, Speed, Terms};
 use common::handshake::client::{Client, REPLY_DATA_MAX, Step as ClientStep};
-use common::handshake::context::{Context, ContextRequest, decode_context, put_context};
+use common::handshake::context::{Context, ContextRequest, ReplyStyle, decode_context, put_context};
 use common::handshake::server::{Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
 use common::handshake::{Export, Listed};
 use common::option::{InfoRequest, put_option, put_reply};
 use common::proto::*;
-use common::reply::{ChunkHeader, Extent, SimpleReply, decode_error, decode_extents, put_error, put_extents};
+use common::reply::{
+    ChunkHeader, Extent, SimpleReply, decode_error, decode_extents, decode_extents_extended, put_error,
+    put_extents, put_extents_extended,
+};
 use common::uri::{Tls, Transport, Uri};
 use common::wire::Put;
 use proptest::prelude::*;
@@ -111,13 +114,18 @@ fn run_client(input: &[u8]) {
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
-    (any::<u64>(), any::<u16>(), 0_u32..17, 0_u32..26).prop_map(|(size, flags, block, payload)| Terms {
-        size,
-        flags: TransmissionFlags(flags),
-        block_min: 1 << block,
-        payload_max: 1 << payload,
-        contexts: usize::from(flags & 1),
-    })
+    let styles = [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended];
+    let style = proptest::sample::select(styles.to_vec());
+    (any::<u64>(), any::<u16>(), 0_u32..17, 0_u32..26, style).prop_map(
+        |(size, flags, block, payload, style)| Terms {
+            size,
+            flags: TransmissionFlags(flags),
+            block_min: 1 << block,
+            payload_max: 1 << payload,
+            contexts: u32::from(flags & 3),
+            style,
+        },
+    )
 }
 
 fn header() -> impl Strategy<Value = RequestHeader> {
@@ -125,7 +133,8 @@ fn header() -> impl Strategy<Value = RequestHeader> {
     let offset = prop_oneof![0_u64..10_000, any::<u64>()];
     let length = prop_oneof![0_u32..10_000, any::<u32>()];
     (flags, 0_u16..10, any::<u64>(), offset, length).prop_map(|(flags, command, cookie, offset, length)| {
-        RequestHeader { flags: CommandFlags(flags), command: CommandType(command), cookie, offset, length }
+        let (flags, command) = (CommandFlags(flags), CommandType(command));
+        RequestHeader { flags, command, cookie, offset, length: length.into() }
     })
 }
 
@@ -153,7 +162,11 @@ proptest! {
     #[test]
     fn admitted_commands_keep_every_promise(header in header(), terms in terms()) {
         let admitted = header.admit(&terms);
-        let expected_skip = if header.command == CommandType::WRITE { header.length } else { 0 };
+        let extended = terms.style == ReplyStyle::Extended;
+        let payload = header.command == CommandType::WRITE
+            || extended && header.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let expected_skip = if payload { header.length } else { 0 };
+        let payload_max = u64::from(terms.payload_max);
         let has = |flag| terms.flags.contains(flag);
         match admitted {
             Err(refusal) => {
@@ -161,11 +174,12 @@ proptest! {
                 prop_assert_ne!(refusal.error, WireError::OK);
             }
             Ok(Command::Disconnect | Command::Flush) => {}
-            Ok(Command::Read(span)) => {
-                prop_assert!(span.end() <= terms.size && span.len <= terms.payload_max);
+            Ok(Command::Read(span, chunks)) => {
+                prop_assert!(span.end() <= terms.size && span.len <= payload_max);
+                prop_assert!(chunks == Chunks::One || terms.style > ReplyStyle::Simple);
             }
             Ok(Command::Write(span, fua)) => {
-                prop_assert!(span.end() <= terms.size && span.len <= terms.payload_max);
+                prop_assert!(span.end() <= terms.size && span.len <= payload_max);
                 prop_assert!(!has(TransmissionFlags::READ_ONLY));
                 prop_assert!(fua == Fua::No || has(TransmissionFlags::SEND_FUA));
                 prop_assert_eq!(span.at % u64::from(terms.block_min), 0);
@@ -174,12 +188,20 @@ proptest! {
                 prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_TRIM));
                 prop_assert!(!has(TransmissionFlags::READ_ONLY));
             }
-            Ok(Command::BlockStatus(span)) => {
+            Ok(Command::Cache(span)) => {
+                prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_CACHE));
+            }
+            Ok(Command::BlockStatusOf(len, _)) => {
+                prop_assert!(extended && u64::from(len) == header.length && has(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
+                prop_assert!(len <= 8 + 4 * terms.contexts);
+            }
+            Ok(Command::BlockStatus(span, _)) => {
                 prop_assert!(span.end() <= terms.size && span.len > 0 && terms.contexts > 0);
             }
-            Ok(Command::WriteZeroes(span, hole, _)) => {
+            Ok(Command::WriteZeroes(span, how, _)) => {
                 prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_WRITE_ZEROES));
-                prop_assert_eq!(hole == Hole::Forbidden, header.flags.contains(CommandFlags::NO_HOLE));
+                prop_assert_eq!(how.hole == Hole::Forbidden, header.flags.contains(CommandFlags::NO_HOLE));
+                prop_assert!(how.speed == Speed::Any || has(TransmissionFlags::SEND_FAST_ZERO));
             }
         }
     }
@@ -190,6 +212,11 @@ proptest! {
         header.encode(&mut bytes);
         let bytes: [u8; REQUEST_HEADER_LEN] = bytes.try_into().unwrap();
         prop_assert_eq!(RequestHeader::decode(&bytes), Ok(header));
+        let long = RequestHeader { length: header.offset, ..header };
+        let mut bytes = Vec::new();
+        long.encode_extended(&mut bytes);
+        let bytes: [u8; EXTENDED_HEADER_LEN] = bytes.try_into().unwrap();
+        prop_assert_eq!(RequestHeader::decode_extended(&bytes), Ok(long));
         let reply = SimpleReply { error: WireError(error), cookie };
         prop_assert_eq!(SimpleReply::decode(&reply.encode()), Ok(reply));
     }
@@ -216,19 +243,23 @@ proptest! {
 proptest! {
     #[test]
     fn chunks_survive_being_written_and_read(
-        flags: u16, kind: u16, cookie: u64, length: u32, error: u32, text in "\\PC{0,40}",
+        flags: u16, kind: u16, cookie: u64, length: u32, offset: u64, error: u32, text in "\\PC{0,40}",
         extents in proptest::collection::vec((1_u32.., any::<u32>()), 1..9),
     ) {
         let header = ChunkHeader { flags: ChunkFlags(flags), kind: ChunkType(kind), cookie, length };
         prop_assert_eq!(ChunkHeader::decode(&header.encode()), Ok(header));
+        prop_assert_eq!(ChunkHeader::decode_extended(&header.encode_extended(offset)), Ok((header, offset)));
         let mut out = Vec::new();
         put_error(&mut out, WireError(error), &text);
         prop_assert_eq!(decode_error(&out), Ok((WireError(error), text)));
         let extents: Vec<_> =
-            extents.into_iter().map(|(length, status)| Extent { length, status }).collect();
+            extents.into_iter().map(|(length, status)| Extent { length: length.into(), status: status.into() }).collect();
         let mut out = Vec::new();
         put_extents(&mut out, kind.into(), &extents);
-        prop_assert_eq!(decode_extents(&out), Ok((kind.into(), extents)));
+        prop_assert_eq!(decode_extents(&out), Ok((kind.into(), extents.clone())));
+        let mut out = Vec::new();
+        put_extents_extended(&mut out, kind.into(), &extents);
+        prop_assert_eq!(decode_extents_extended(&out), Ok((kind.into(), extents)));
     }
 
     #[test]
@@ -245,6 +276,6 @@ proptest! {
     #[test]
     fn no_chunk_is_read_past_its_end(data in proptest::collection::vec(any::<u8>(), 0..60)) {
         let (_, _, _) = (decode_extents(&data), decode_error(&data), ContextRequest::decode(&data));
-        let _ = decode_context(&data);
+        let (_, _) = (decode_context(&data), decode_extents_extended(&data));
     }
 }

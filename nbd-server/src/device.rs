@@ -8,6 +8,7 @@
 //! Futures are polled on the thread that made them and need not be `Send`; devices themselves are
 //! shared by all workers. There is no order between requests in flight unless a layer makes one.
 
+mod extent;
 mod layered;
 mod leaf;
 
@@ -19,9 +20,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 
 use crate::buf::{IoBuf, Slice};
+pub use extent::{Content, EXTENTS_MAX, Extent, overlaid, push_extent};
 use layered::Layered;
 use leaf::Leaf;
 
@@ -62,6 +64,8 @@ pub struct Shape {
     pub fua: Support,
     /// Whether TRIM gives space back.
     pub trim: Support,
+    /// Whether the device knows its holes; else all of it is data.
+    pub sparse: Support,
     /// Whether every connection sees the same data and one flush covers them all.
     pub coherent: bool,
     /// Whether the medium spins.
@@ -78,6 +82,7 @@ impl Shape {
             block_preferred: 4096,
             fua: Support::Native,
             trim: Support::Native,
+            sparse: Support::Emulate,
             coherent: true,
             rotational: false,
         }
@@ -146,12 +151,22 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes every write that has returned stable. A failure may mean that such writes are lost.
     async fn flush(&self) -> io::Result<()>;
     /// Makes `len` bytes read as zero without writing them, or fails with
-    /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix.
-    async fn zero(&self, _at: u64, _len: u64, _hole: Hole) -> io::Result<()> {
+    /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix;
+    /// with [`Speed::Fast`](common::command::Speed::Fast), having changed nothing at all.
+    async fn zero(&self, _at: u64, _len: u64, _how: Zeroing) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// Gives space back where it can; called only if the shape says `Native`.
     async fn trim(&self, _at: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// What the range is made of, from its beginning; called only if the shape says that it is
+    /// sparse. At least one extent, at most [`EXTENTS_MAX`]; they may end before the range does.
+    async fn extents(&self, _at: u64, len: u64) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { len, content: Content::Data }])
+    }
+    /// Brings the range nearer, for reads to come; a wish.
+    async fn cache(&self, _at: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
 }
@@ -168,10 +183,16 @@ pub trait Device: Send + Sync {
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()>;
     /// Makes every write-class request that was answered stable.
     fn flush(&self) -> Io<'_, ()>;
-    /// Makes `len` bytes read as zero.
-    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()>;
+    /// Makes `len` bytes read as zero. Fails with [`io::ErrorKind::Unsupported`] only if it must be
+    /// fast and cannot.
+    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()>;
     /// Gives space back where it can.
     fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()>;
+    /// What the range is made of, from its beginning: at least one extent, at most about
+    /// [`EXTENTS_MAX`]; they may end before the range does.
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>>;
+    /// Brings the range nearer, for reads to come.
+    fn cache(&self, at: u64, len: u64) -> Io<'_, ()>;
     /// How it is now.
     fn health(&self) -> Health;
     /// What must be polled, on one worker, for the device to work.
@@ -201,12 +222,20 @@ pub trait Layer: Send + Sync + 'static {
         below.flush()
     }
     /// See [`Device::zero`].
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
-        below.zero(at, len, hole, fua)
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
+        below.zero(at, len, how, fua)
     }
     /// See [`Device::trim`].
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
         below.trim(at, len, fua)
+    }
+    /// See [`Device::extents`].
+    fn extents<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
+        below.extents(at, len)
+    }
+    /// See [`Device::cache`].
+    fn cache<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, ()> {
+        below.cache(at, len)
     }
     /// Edits how the device below is.
     fn health(&self, below: Health) -> Health {
@@ -239,6 +268,27 @@ pub fn sync_failure(error: io::Error) -> io::Error {
 #[must_use]
 pub fn is_sync_failure(error: &io::Error) -> bool {
     error.get_ref().and_then(<dyn Error + Send + Sync>::downcast_ref::<SyncFailure>).is_some()
+}
+
+/// Marks an error of a read with the byte of the device at which it was met.
+#[must_use]
+pub fn read_failure(at: u64, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), ReadFailure { at, error })
+}
+
+/// Where a read failed, if its error was marked by [`read_failure`].
+#[must_use]
+pub fn failed_at(error: &io::Error) -> Option<u64> {
+    let failure = error.get_ref().and_then(<dyn Error + Send + Sync>::downcast_ref::<ReadFailure>)?;
+    Some(failure.at)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("reading byte {at} failed: {error}")]
+struct ReadFailure {
+    at: u64,
+    #[source]
+    error: io::Error,
 }
 
 #[derive(Debug, thiserror::Error)]

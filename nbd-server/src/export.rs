@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use common::command::Terms;
-use common::handshake::context::{Agreed, ReplyStyle};
+use common::handshake::context::Agreed;
 use common::handshake::server::Exports;
 use common::handshake::{self, BlockSizes, Listed};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
@@ -20,6 +20,8 @@ use crate::durability::{ChangeError, Durability, EarlyLimits, Mode};
 use crate::layer::order::Order;
 use crate::metrics::Counters;
 
+/// The metadata context that tells holes from data.
+pub const ALLOCATION_CONTEXT: &str = "base:allocation";
 /// The metadata context that tells the epoch, which follows in sixteen hexadecimal digits. Its
 /// extents say nothing more.
 const EPOCH_CONTEXT: &str = "x-nbd-durability:epoch=";
@@ -72,16 +74,13 @@ impl Export {
     #[must_use]
     pub fn terms(&self, agreed: &Agreed) -> Terms {
         let shape = self.device.shape();
-        let df = match agreed.style {
-            ReplyStyle::Simple => TransmissionFlags::NONE,
-            ReplyStyle::Structured => TransmissionFlags::SEND_DF,
-        };
         Terms {
             size: shape.size,
-            flags: transmission_flags(shape) | df,
+            flags: transmission_flags(shape) | agreed.style.flags(),
             block_min: BLOCK_MIN,
             payload_max: PAYLOAD_MAX,
-            contexts: agreed.contexts.len(),
+            contexts: u32::try_from(agreed.contexts.len()).expect("an export has few contexts"),
+            style: agreed.style,
         }
     }
 
@@ -170,8 +169,10 @@ fn transmission_flags(shape: Shape) -> TransmissionFlags {
     TransmissionFlags::HAS_FLAGS
         | TransmissionFlags::SEND_FLUSH
         | TransmissionFlags::SEND_FUA
+        | TransmissionFlags::SEND_CACHE
         | when(shape.read_only, TransmissionFlags::READ_ONLY)
         | when(!shape.read_only, TransmissionFlags::SEND_WRITE_ZEROES)
+        | when(!shape.read_only, TransmissionFlags::SEND_FAST_ZERO)
         | when(!shape.read_only && shape.trim == Support::Native, TransmissionFlags::SEND_TRIM)
         | when(shape.coherent, TransmissionFlags::CAN_MULTI_CONN)
         | when(shape.rotational, TransmissionFlags::ROTATIONAL)
@@ -231,6 +232,6 @@ impl Exports for Registry {
         // A client that knows an epoch selects this very one: a server that has forgotten something
         // does not have it.
         let epoch = export.epoch().map(|epoch| format!("{EPOCH_CONTEXT}{epoch:016x}"));
-        epoch.into_iter().collect()
+        std::iter::once(ALLOCATION_CONTEXT.to_owned()).chain(epoch).collect()
     }
 }

@@ -17,6 +17,7 @@ pub struct Counters {
     trims: AtomicU64,
     zeroes: AtomicU64,
     statuses: AtomicU64,
+    caches: AtomicU64,
     fua: AtomicU64,
     errors: AtomicU64,
     connections: AtomicU64,
@@ -27,14 +28,14 @@ impl Counters {
     /// A request was received whole.
     pub fn received(&self, command: &Command) {
         let fua = match *command {
-            Command::Read(span) => {
+            Command::Read(span, _) => {
                 self.reads.fetch_add(1, Relaxed);
-                self.read_bytes.fetch_add(span.len.into(), Relaxed);
+                self.read_bytes.fetch_add(span.len, Relaxed);
                 Fua::No
             }
             Command::Write(span, fua) => {
                 self.writes.fetch_add(1, Relaxed);
-                self.written_bytes.fetch_add(span.len.into(), Relaxed);
+                self.written_bytes.fetch_add(span.len, Relaxed);
                 fua
             }
             Command::Flush => {
@@ -49,8 +50,12 @@ impl Counters {
                 self.zeroes.fetch_add(1, Relaxed);
                 fua
             }
-            Command::BlockStatus(_) => {
+            Command::BlockStatus(..) | Command::BlockStatusOf(..) => {
                 self.statuses.fetch_add(1, Relaxed);
+                Fua::No
+            }
+            Command::Cache(_) => {
+                self.caches.fetch_add(1, Relaxed);
                 Fua::No
             }
             Command::Disconnect => Fua::No,
@@ -87,6 +92,7 @@ impl Counters {
             ("trims", &self.trims),
             ("zeroes", &self.zeroes),
             ("statuses", &self.statuses),
+            ("caches", &self.caches),
             ("errors", &self.errors),
         ];
         rows.into_iter().map(|(name, counter)| (name, counter.load(Relaxed)))

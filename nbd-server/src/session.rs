@@ -11,8 +11,10 @@
 
 mod execute;
 mod negotiate;
+mod read;
 mod receive;
 mod replies;
+mod status;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -136,7 +138,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         memory: Memory,
         progress: Rc<Progress>,
     ) -> Self {
-        let receiver = Receiver::new(export.terms(&agreed), agreed.style);
+        let receiver = Receiver::new(export.terms(&agreed));
         let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
         Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress }
@@ -231,7 +233,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     /// Sets a request going. Its first step is taken here and now, in the order of receipt; most
     /// need no other.
     fn start(&mut self, cx: &mut Context<'_>, incoming: Incoming) {
-        let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.grant);
+        let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.offset, incoming.grant);
         let around = Around {
             export: self.export.clone(),
             contexts: self.contexts.clone(),

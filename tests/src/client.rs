@@ -189,7 +189,7 @@ impl Client {
     ) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        RequestHeader { flags, command, cookie, offset, length }.encode(out);
+        RequestHeader { flags, command, cookie, offset, length: length.into() }.encode(out);
         self.due.insert(cookie, if command == CommandType::READ { length } else { 0 });
         cookie
     }

@@ -17,6 +17,7 @@
 //! used is `common`, the protocol.
 
 pub mod audit;
+pub mod chunked;
 pub mod client;
 pub mod disk;
 pub mod haggle;

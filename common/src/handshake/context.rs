@@ -4,7 +4,7 @@
 //! was made for ("Metadata querying" in the spec).
 
 use crate::option::put_reply;
-use crate::proto::{OptionType, ReplyType};
+use crate::proto::{OptionType, ReplyType, TransmissionFlags};
 use crate::wire::{self, Cursor, Malformed, Put};
 
 /// A context that was selected for a connection.
@@ -16,14 +16,28 @@ pub struct Context {
     pub name: String,
 }
 
-/// How READ and BLOCK_STATUS are answered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How READ and BLOCK_STATUS are answered; ordered by what can be said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReplyStyle {
     /// By simple replies.
     #[default]
     Simple,
     /// In structured chunks.
     Structured,
+    /// In structured chunks under extended headers, as every other request is.
+    Extended,
+}
+
+impl ReplyStyle {
+    /// The transmission flags that become true with it.
+    #[must_use]
+    pub fn flags(self) -> TransmissionFlags {
+        match self {
+            ReplyStyle::Simple => TransmissionFlags::NONE,
+            ReplyStyle::Structured => TransmissionFlags::SEND_DF,
+            ReplyStyle::Extended => TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+        }
+    }
 }
 
 /// What was agreed on beside the export.

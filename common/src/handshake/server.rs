@@ -10,7 +10,7 @@ use crate::Violation;
 use crate::option::{self, InfoRequest, OPTION_HEADER_LEN, OptionHeader, put_reply};
 use crate::proto::{
     ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
-    STRING_MAX, TransmissionFlags,
+    STRING_MAX,
 };
 use crate::wire::{self, Put};
 
@@ -161,6 +161,7 @@ impl Server {
             | OptionType::GO
             | OptionType::LIST
             | OptionType::STRUCTURED_REPLY
+            | OptionType::EXTENDED_HEADERS
             | OptionType::LIST_META_CONTEXT
             | OptionType::SET_META_CONTEXT => {
                 if length as usize > OPTION_DATA_MAX {
@@ -194,7 +195,8 @@ impl Server {
         match option {
             OptionType::EXPORT_NAME => self.export_name(data, exports),
             OptionType::LIST => Ok(self.list(data, exports)),
-            OptionType::STRUCTURED_REPLY => Ok(self.structured_reply(data)),
+            OptionType::STRUCTURED_REPLY => Ok(self.style(option, ReplyStyle::Structured, data)),
+            OptionType::EXTENDED_HEADERS => Ok(self.style(option, ReplyStyle::Extended, data)),
             OptionType::LIST_META_CONTEXT | OptionType::SET_META_CONTEXT => {
                 Ok(self.contexts(option, data, exports))
             }
@@ -250,15 +252,15 @@ impl Server {
         self.then(send)
     }
 
-    fn structured_reply<H>(mut self, data: &[u8]) -> Step<H> {
-        let option = OptionType::STRUCTURED_REPLY;
+    /// Agrees on a style that says more than the one agreed before.
+    fn style<H>(mut self, option: OptionType, style: ReplyStyle, data: &[u8]) -> Step<H> {
         if !data.is_empty() {
-            return self.then(reply(option, ReplyType::ERR_INVALID, "STRUCTURED_REPLY takes no data"));
+            return self.then(reply(option, ReplyType::ERR_INVALID, "the option takes no data"));
         }
-        if self.style == ReplyStyle::Structured {
-            return self.then(reply(option, ReplyType::ERR_INVALID, "structured replies are agreed already"));
+        if self.style >= style {
+            return self.then(reply(option, ReplyType::ERR_INVALID, "that or more is agreed already"));
         }
-        self.style = ReplyStyle::Structured;
+        self.style = style;
         self.then(reply(option, ReplyType::ACK, ""))
     }
 
@@ -293,9 +295,7 @@ impl Server {
 
     /// What an export says about itself under what is agreed.
     fn told(&self, mut export: Export) -> Export {
-        if self.style == ReplyStyle::Structured {
-            export.flags |= TransmissionFlags::SEND_DF;
-        }
+        export.flags |= self.style.flags();
         export
     }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Hole, Speed, Zeroing};
 
 use super::Access;
 use super::storage::{Storage, punch};
@@ -61,7 +61,7 @@ impl Backend for BlockBackend {
         self.storage.flush().await
     }
 
-    async fn zero(&self, at: u64, len: u64, hole: Hole) -> io::Result<()> {
+    async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
         let Some(sectors) = Sectors::inside(at, len, self.sector) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -69,11 +69,14 @@ impl Backend for BlockBackend {
             .run(move |device| {
                 // Fallocate on a block device may unmap; BLKZEROOUT keeps the space, and where
                 // the device has no command for it the kernel writes zeroes.
-                let punched = match hole {
+                let punched = match how.hole {
                     Hole::Allowed => punch(device, sectors.at, sectors.len),
                     Hole::Forbidden => Err(io::ErrorKind::Unsupported.into()),
                 };
-                punched.or_else(|_| ioctl::zero_out(device, sectors.at, sectors.len))?;
+                match how.speed {
+                    Speed::Fast => punched.map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?,
+                    Speed::Any => punched.or_else(|_| ioctl::zero_out(device, sectors.at, sectors.len))?,
+                }
                 write_zeroes(device, at, sectors.at)?;
                 write_zeroes(device, sectors.at + sectors.len, at + len)
             })
@@ -83,6 +86,10 @@ impl Backend for BlockBackend {
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         let Some(sectors) = Sectors::inside(at, len, self.sector) else { return Ok(()) };
         self.storage.run(move |device| ioctl::discard(device, sectors.at, sectors.len)).await
+    }
+
+    async fn cache(&self, at: u64, len: u64) -> io::Result<()> {
+        self.storage.cache(at, len).await
     }
 }
 

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Hole, Zeroing};
 
 use super::Access;
-use super::storage::{Storage, punch, zero_range};
+use super::storage::{Storage, extents, punch, zero_range};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Piece, Shape, Support};
+use crate::device::{Backend, Content, Extent, Piece, Shape, Support};
 use crate::engine::Pool;
 
 /// Serves a regular file, to its last byte.
@@ -24,6 +24,7 @@ impl FileBackend {
         let shape = Shape {
             read_only: access == Access::ReadOnly,
             trim: if access == Access::ReadWrite { probe_punch(&file, size) } else { Support::Emulate },
+            sparse: Support::Native,
             ..Shape::capable(size)
         };
         Ok(FileBackend { storage: Storage::new(file, pool), shape })
@@ -51,9 +52,9 @@ impl Backend for FileBackend {
         self.storage.flush().await
     }
 
-    async fn zero(&self, at: u64, len: u64, hole: Hole) -> io::Result<()> {
+    async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
         self.storage
-            .run(move |file| match hole {
+            .run(move |file| match how.hole {
                 Hole::Allowed => punch(file, at, len).or_else(|error| match error.kind() {
                     io::ErrorKind::Unsupported => zero_range(file, at, len),
                     _ => Err(error),
@@ -65,6 +66,17 @@ impl Backend for FileBackend {
 
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         self.storage.run(move |file| punch(file, at, len)).await
+    }
+
+    async fn extents(&self, at: u64, len: u64) -> io::Result<Vec<Extent>> {
+        if self.storage.is_full()? {
+            return Ok(vec![Extent { len, content: Content::Data }]);
+        }
+        self.storage.run(move |file| extents(file, at, len)).await
+    }
+
+    async fn cache(&self, at: u64, len: u64) -> io::Result<()> {
+        self.storage.cache(at, len).await
     }
 }
 

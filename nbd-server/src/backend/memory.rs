@@ -5,10 +5,10 @@
 use std::io;
 use std::sync::{PoisonError, RwLock};
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Hole, Speed, Zeroing};
 
 use crate::buf::IoBuf;
-use crate::device::{Backend, Shape};
+use crate::device::{Backend, Content, EXTENTS_MAX, Extent, Shape, Support, push_extent};
 
 /// Bytes per chunk: small enough to be sparse, large enough that a TiB has few.
 const CHUNK: usize = 256 << 10;
@@ -47,7 +47,7 @@ impl MemoryBackend {
 
 impl Backend for MemoryBackend {
     fn shape(&self) -> Shape {
-        Shape::capable(self.size)
+        Shape { sparse: Support::Native, ..Shape::capable(self.size) }
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
@@ -74,8 +74,8 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
-    async fn zero(&self, at: u64, len: u64, hole: Hole) -> io::Result<()> {
-        if hole == Hole::Forbidden {
+    async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
+        if how.hole == Hole::Forbidden {
             // Written zeroes keep their chunk allocated.
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -92,6 +92,20 @@ impl Backend for MemoryBackend {
     }
 
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
-        self.zero(at, len, Hole::Allowed).await
+        self.zero(at, len, Zeroing { hole: Hole::Allowed, speed: Speed::Any }).await
+    }
+
+    async fn extents(&self, at: u64, len: u64) -> io::Result<Vec<Extent>> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut extents = Vec::new();
+        for (chunk, _, _, len) in Self::pieces(at, len) {
+            let chunk = self.chunks[chunk].read().unwrap_or_else(PoisonError::into_inner);
+            let content = if chunk.is_some() { Content::Data } else { Content::Hole };
+            push_extent(&mut extents, content, len as u64);
+            if extents.len() == EXTENTS_MAX {
+                break;
+            }
+        }
+        Ok(extents)
     }
 }

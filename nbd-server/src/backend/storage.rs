@@ -2,17 +2,24 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use common::command::Fua;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use rustix::fs::SeekFrom;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buf::IoBuf;
-use crate::device::{Piece, sync_failure};
+use crate::device::{Content, EXTENTS_MAX, Extent, Piece, push_extent, read_failure, sync_failure};
 use crate::engine::{Pool, inline};
 
+/// Bytes that are read ahead at most for one request: what a client then reads in a few of them.
+const AHEAD_MAX: i64 = 64 << 20;
+/// Bytes that are read ahead at a time: the kernel's usual window (`read_ahead_kb`).
+const AHEAD_PIECE: usize = 128 << 10;
+/// Unit of a file's blocks in its metadata (`st_blocks`).
+const BLOCK: u64 = 512;
 /// Slices the kernel takes at a time (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 1024;
 
@@ -36,7 +43,7 @@ impl Storage {
             return Ok(buf);
         }
         self.run(move |file| {
-            file.read_exact_at(&mut buf[done..], at + done as u64)?;
+            read_on(file, &mut buf, done, at)?;
             Ok(buf)
         })
         .await
@@ -46,6 +53,28 @@ impl Storage {
         self.run(move |file| match fua {
             Fua::No => file.write_all_at(&data, at),
             Fua::Yes => write_durably(file, &data, at),
+        })
+        .await
+    }
+
+    /// Whether the file has as many blocks as its size takes: holes can hardly be found then, and
+    /// are not looked for.
+    pub(super) fn is_full(&self) -> io::Result<bool> {
+        let metadata = self.file.metadata()?;
+        Ok(metadata.blocks() * BLOCK >= metadata.len())
+    }
+
+    /// Has the kernel read the range ahead.
+    pub(super) async fn cache(&self, at: u64, len: u64) -> io::Result<()> {
+        let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+        let (at, len) = (signed(at)?, signed(len)?);
+        self.run(move |file| {
+            let end = at.saturating_add(len.min(AHEAD_MAX));
+            // The kernel reads no more than a piece of this length ahead at a time.
+            for place in (at..end).step_by(AHEAD_PIECE) {
+                posix_fadvise(file, place, end - place, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -113,6 +142,48 @@ fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads the rest of a buffer whose first `done` bytes are read; it belongs to byte `at`.
+fn read_on(file: &File, buf: &mut [u8], mut done: usize, at: u64) -> io::Result<()> {
+    while done < buf.len() {
+        let place = at + done as u64;
+        match file.read_at(&mut buf[done..], place) {
+            Ok(0) => return Err(read_failure(place, io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(read_failure(place, error)),
+        }
+    }
+    Ok(())
+}
+
+/// What the range is made of, as the file system tells.
+pub(super) fn extents(file: &File, at: u64, len: u64) -> io::Result<Vec<Extent>> {
+    let end = at + len;
+    let (mut extents, mut place) = (Vec::new(), at);
+    while place < end && extents.len() < EXTENTS_MAX {
+        // A file system that cannot tell says that all is data.
+        let data = seek(file, SeekFrom::Data(place))?.unwrap_or(end).min(end);
+        push_extent(&mut extents, Content::Hole, data - place);
+        if data < end {
+            place = seek(file, SeekFrom::Hole(data))?.unwrap_or(end).min(end);
+            push_extent(&mut extents, Content::Data, place - data);
+        } else {
+            place = end;
+        }
+    }
+    Ok(extents)
+}
+
+/// Where the next data or hole is; nothing if there is none. The descriptor's position means
+/// nothing to anybody.
+fn seek(file: &File, to: SeekFrom) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, to) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether there was no room for a write.

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 use futures::FutureExt;
 
-use super::{Background, Clock, Device, Health, Io, Layer, Piece, Shape};
+use super::{Background, Clock, Device, Extent, Health, Io, Layer, Piece, Shape};
 use crate::buf::IoBuf;
 
 pub(super) struct Layered {
@@ -35,12 +35,20 @@ impl Device for Layered {
         self.layer.flush(&*self.below)
     }
 
-    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
-        self.layer.zero(&*self.below, at, len, hole, fua)
+    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()> {
+        self.layer.zero(&*self.below, at, len, how, fua)
     }
 
     fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
         self.layer.trim(&*self.below, at, len, fua)
+    }
+
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        self.layer.extents(&*self.below, at, len)
+    }
+
+    fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.layer.cache(&*self.below, at, len)
     }
 
     fn health(&self) -> Health {

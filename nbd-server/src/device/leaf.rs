@@ -3,9 +3,11 @@
 use std::io;
 use std::rc::Rc;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Speed, Zeroing};
 
-use super::{Backend, Background, Clock, Device, Health, Io, Piece, Shape, Support, sync_failure};
+use super::{
+    Backend, Background, Clock, Content, Device, Extent, Health, Io, Piece, Shape, Support, sync_failure,
+};
 use crate::buf::IoBuf;
 
 /// Bytes of zeroes written at a time where a backend cannot zero by itself.
@@ -59,10 +61,10 @@ impl<B: Backend> Device for Leaf<B> {
         Box::pin(async { self.0.flush().await.map_err(sync_failure) })
     }
 
-    fn zero(&self, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'_, ()> {
+    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()> {
         Box::pin(async move {
-            match self.0.zero(at, len, hole).await {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            match self.0.zero(at, len, how).await {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported && how.speed == Speed::Any => {
                     self.write_zeroes(at, len).await?;
                 }
                 done => done?,
@@ -78,6 +80,17 @@ impl<B: Backend> Device for Leaf<B> {
             }
             self.flush_if(fua).await
         })
+    }
+
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        if self.0.shape().sparse == Support::Native {
+            return Box::pin(self.0.extents(at, len));
+        }
+        Box::pin(std::future::ready(Ok(vec![Extent { len, content: Content::Data }])))
+    }
+
+    fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {
+        Box::pin(self.0.cache(at, len))
     }
 
     fn health(&self) -> Health {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
@@ -35,8 +35,8 @@ impl Layer for Careless {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, _fua: Fua) -> Io<'a, ()> {
-        Box::pin(self.count(len, below.zero(at, len, hole, Fua::No)))
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, _fua: Fua) -> Io<'a, ()> {
+        Box::pin(self.count(len, below.zero(at, len, how, Fua::No)))
     }
 
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, _fua: Fua) -> Io<'a, ()> {

@@ -21,11 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
-use crate::device::{Background, Clock, Device, Health, Io, Layer};
+use crate::device::{Background, Clock, Device, Extent, Health, Io, Layer, overlaid};
 use cache::Cache;
 
 /// How much `early-ack` may hold, and for how long.
@@ -201,10 +201,10 @@ impl Layer for Arc<Early> {
         })
     }
 
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
         Box::pin(async move {
             self.drain(at..at + len).await?;
-            self.judge(below.zero(at, len, hole, fua).await)
+            self.judge(below.zero(at, len, how, fua).await)
         })
     }
 
@@ -213,6 +213,12 @@ impl Layer for Arc<Early> {
             self.drain(at..at + len).await?;
             self.judge(below.trim(at, len, fua).await)
         })
+    }
+
+    fn extents<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
+        // Taken before those below, as for a read.
+        let overlay = self.lock().cache.overlay(&(at..at + len)).ranges();
+        Box::pin(async move { Ok(overlaid(at, &below.extents(at, len).await?, overlay)) })
     }
 
     fn health(&self, below: Health) -> Health {

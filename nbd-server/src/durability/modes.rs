@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 use futures::FutureExt;
 
 use super::careless::Careless;
@@ -22,7 +22,7 @@ use super::stable::Stable;
 use super::syncs::Syncs;
 use super::{Mode, gate};
 use crate::buf::IoBuf;
-use crate::device::{Background, Clock, Device, Health, Io, Layer, layered};
+use crate::device::{Background, Clock, Device, Extent, Health, Io, Layer, layered};
 
 /// How long an export must be quiet and stable before that is put on record: long enough that a
 /// busy file system does not pay for it.
@@ -214,12 +214,16 @@ impl Layer for Arc<Durability> {
         Box::pin(self.run(|_| Held::Nowhere, |device| device.flush()))
     }
 
-    fn zero<'a>(&'a self, _: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
-        Box::pin(self.run(leaves(fua), move |device| device.zero(at, len, hole, fua)))
+    fn zero<'a>(&'a self, _: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
+        Box::pin(self.run(leaves(fua), move |device| device.zero(at, len, how, fua)))
     }
 
     fn trim<'a>(&'a self, _: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
         Box::pin(self.run(leaves(fua), move |device| device.trim(at, len, fua)))
+    }
+
+    fn extents<'a>(&'a self, _: &'a dyn Device, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
+        self.in_mode(self.mode()).extents(at, len)
     }
 
     fn health(&self, _: Health) -> Health {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
@@ -70,10 +70,10 @@ impl Layer for Stable {
         Box::pin(self.syncs.sync(below))
     }
 
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
         Box::pin(async move {
             self.syncs.check()?;
-            let zeroed = below.zero(at, len, hole, Fua::No).await;
+            let zeroed = below.zero(at, len, how, Fua::No).await;
             self.syncs.wrote(len);
             zeroed?;
             self.settle(below, self.raise(fua)).await

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 
 use crate::buf::IoBuf;
 use crate::device::{Device, Io, Layer};
@@ -108,9 +108,9 @@ impl Layer for Order {
         Order::in_turn(ticket, below.write(at, data, fua))
     }
 
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, hole: Hole, fua: Fua) -> Io<'a, ()> {
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
         let ticket = self.stand(at, len);
-        Order::in_turn(ticket, below.zero(at, len, hole, fua))
+        Order::in_turn(ticket, below.zero(at, len, how, fua))
     }
 
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use common::command::{Command, Span};
 use common::handshake::context::Context;
 use common::proto::WireError;
-use common::reply::Extent;
 use nix::errno::Errno;
 
 use super::receive::What;
 use super::replies::{Body, Ticket};
+use super::{read, status};
 use crate::buf::{IoBuf, Pool};
+use crate::device::failed_at;
 use crate::export::Export;
 
 /// What surrounds a request.
@@ -29,19 +30,25 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
     let (command, payload) = match what {
         What::Refuse(error) => {
             export.counters().failed();
-            return ticket.fail(error, "the request is not one that this export takes");
+            return ticket.fail(error, "the request is not one that this export takes", None);
         }
-        What::Run(command, payload) => (command, payload),
+        What::Run(command, payload) => (command, Ok(payload)),
+        What::Status(span, extents, ids) => (Command::BlockStatus(span, extents), Err(ids)),
     };
     export.counters().received(&command);
-    let done = run(&command, payload, &around).await;
+    let done = match (&command, payload) {
+        (Command::BlockStatus(span, extents), Err(ids)) => {
+            status::status(*span, *extents, &ids, &around).await
+        }
+        (_, payload) => run(&command, payload.ok().flatten(), &around).await,
+    };
     tracing::trace!(?command, succeeded = done.is_ok(), "done");
     match done {
         Ok(body) => ticket.succeed(body),
         Err(error) => {
             export.counters().failed();
             tracing::warn!(export = export.name(), ?command, %error, "request failed");
-            ticket.fail(wire_error(&error), &error.to_string());
+            ticket.fail(wire_error(&error), &error.to_string(), failed_at(&error));
         }
     }
 }
@@ -50,11 +57,9 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
 async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::Result<Body> {
     let device = around.export.device();
     match *command {
-        Command::Read(Span { len: 0, .. }) => Ok(()),
-        Command::Read(Span { at, len }) => {
-            let data = device.read(at, around.pool.take(len as usize)).await?;
-            return Ok(Body::Data(at, data));
-        }
+        Command::Read(Span { len: 0, .. }, _) | Command::Cache(Span { len: 0, .. }) => Ok(()),
+        Command::Read(span, chunks) => return read::read(span, chunks, around).await,
+        Command::Cache(Span { at, len }) => device.cache(at, len).await,
         Command::Write(Span { len: 0, .. }, _)
         | Command::Trim(Span { len: 0, .. }, _)
         | Command::WriteZeroes(Span { len: 0, .. }, ..) => Ok(()),
@@ -63,24 +68,18 @@ async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::
             device.write(at, data, fua).await
         }
         Command::Flush => device.flush().await,
-        Command::Trim(Span { at, len }, fua) => device.trim(at, len.into(), fua).await,
-        Command::WriteZeroes(Span { at, len }, hole, fua) => device.zero(at, len.into(), hole, fua).await,
-        Command::BlockStatus(span) => return Ok(Body::Extents(status(span, &around.contexts))),
-        Command::Disconnect => unreachable!("the receiver ends the connection"),
+        Command::Trim(Span { at, len }, fua) => device.trim(at, len, fua).await,
+        Command::WriteZeroes(Span { at, len }, how, fua) => device.zero(at, len, how, fua).await,
+        Command::BlockStatus(span, extents) => return status::status(span, extents, &[], around).await,
+        Command::BlockStatusOf(..) | Command::Disconnect => unreachable!("the receiver deals with these"),
     }?;
     Ok(Body::Nothing)
-}
-
-/// What each selected context says about a range. The only kind of context there is says that the
-/// range belongs to the epoch, which its name has told already.
-fn status(span: Span, contexts: &[Context]) -> Vec<(u32, Vec<Extent>)> {
-    let whole = Extent { length: span.len, status: 0 };
-    contexts.iter().map(|context| (context.id, vec![whole])).collect()
 }
 
 /// The one function that turns a host error into a wire error ("Error values" in the spec).
 fn wire_error(error: &io::Error) -> WireError {
     match error.raw_os_error().map(Errno::from_raw) {
+        None if error.kind() == io::ErrorKind::Unsupported => WireError::ENOTSUP,
         Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => WireError::ENOSPC,
         Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => WireError::EPERM,
         _ => WireError::EIO,

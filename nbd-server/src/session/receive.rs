@@ -8,9 +8,10 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use common::command::{Command, Refusal, RequestHeader, Terms};
+use common::Violation;
+use common::command::{Command, Extents, Refusal, RequestHeader, Span, Terms};
 use common::handshake::context::ReplyStyle;
-use common::proto::{CommandType, REQUEST_HEADER_LEN, WireError};
+use common::proto::{CommandType, EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
 use super::{End, Memory};
@@ -29,6 +30,7 @@ pub(super) struct Incoming {
     pub(super) cookie: u64,
     /// How it must be answered.
     pub(super) style: ReplyStyle,
+    pub(super) offset: u64,
     pub(super) what: What,
     pub(super) grant: Grant,
 }
@@ -37,6 +39,8 @@ pub(super) struct Incoming {
 pub(super) enum What {
     /// Run it; a WRITE has its payload.
     Run(Command, Option<IoBuf>),
+    /// Tell what the contexts of these ids say.
+    Status(Span, Extents, Vec<u32>),
     /// Answer with the error.
     Refuse(WireError),
 }
@@ -44,10 +48,11 @@ pub(super) enum What {
 /// The receiving half of a connection.
 pub(super) struct Receiver {
     terms: Terms,
-    agreed: ReplyStyle,
     state: State,
     /// How the request that is being received must be answered.
     style: ReplyStyle,
+    /// Its first byte.
+    offset: u64,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -68,17 +73,19 @@ enum State {
         data: IoBuf,
         filled: usize,
     },
+    /// The header is here, the payload of a BLOCK_STATUS is not.
+    Filter(RequestHeader, Extents),
     Skip {
         cookie: u64,
         error: WireError,
-        left: usize,
+        left: u64,
     },
 }
 
 impl Receiver {
-    pub(super) fn new(terms: Terms, agreed: ReplyStyle) -> Receiver {
+    pub(super) fn new(terms: Terms) -> Receiver {
         let buffer = vec![0; BUFFER_MIN].into_boxed_slice();
-        Receiver { terms, agreed, style: agreed, state: State::Header, buffer, start: 0, end: 0 }
+        Receiver { terms, style: terms.style, offset: 0, state: State::Header, buffer, start: 0, end: 0 }
     }
 
     /// Whether the next step is up to the memory budget, not to the client.
@@ -106,7 +113,7 @@ impl Receiver {
                     let Command::Write(span, _) = command else {
                         return self.deliver(cookie, What::Run(command, None), grant);
                     };
-                    let data = memory.pool.take(span.len as usize);
+                    let data = memory.pool.take(bytes(span.len));
                     self.state = State::Payload { cookie, command, grant, data, filled: 0 };
                 }
                 State::Payload { data, filled, .. } => {
@@ -125,9 +132,21 @@ impl Receiver {
                     };
                     return self.deliver(cookie, What::Run(command, Some(data)), grant);
                 }
+                State::Filter(header, extents) => {
+                    let (header, extents) = (*header, *extents);
+                    let received = &self.buffer[self.start..self.end];
+                    let Some(payload) = received.get(..bytes(header.length)) else { return Poll::Pending };
+                    let what = match header.filter(&self.terms, payload) {
+                        Ok((span, ids)) => What::Status(span, extents, ids),
+                        Err(error) => What::Refuse(error),
+                    };
+                    self.start += bytes(header.length);
+                    let grant = ready!(memory.budget.ask(0).poll(cx));
+                    return self.deliver(header.cookie, what, grant);
+                }
                 State::Skip { cookie, error, left } => {
-                    let skip = (*left).min(self.end - self.start);
-                    *left -= skip;
+                    let skip = (self.end - self.start).min(bytes(*left));
+                    *left -= skip as u64;
                     self.start += skip;
                     if *left > 0 {
                         return Poll::Pending;
@@ -184,23 +203,36 @@ impl Receiver {
 
     fn decode_header(&mut self, memory: &Memory) -> Poll<Result<(), End>> {
         let received = &self.buffer[self.start..self.end];
-        let Some(bytes) = received.first_chunk::<REQUEST_HEADER_LEN>() else { return Poll::Pending };
-        let header = RequestHeader::decode(bytes)?;
-        self.start += REQUEST_HEADER_LEN;
+        let header = if self.terms.style == ReplyStyle::Extended {
+            let Some(bytes) = received.first_chunk::<EXTENDED_HEADER_LEN>() else { return Poll::Pending };
+            self.start += EXTENDED_HEADER_LEN;
+            RequestHeader::decode_extended(bytes)?
+        } else {
+            let Some(bytes) = received.first_chunk::<REQUEST_HEADER_LEN>() else { return Poll::Pending };
+            self.start += REQUEST_HEADER_LEN;
+            RequestHeader::decode(bytes)?
+        };
         tracing::trace!(?header, "request");
         let cookie = header.cookie;
+        self.offset = header.offset;
         // "if the client has negotiated structured replies … the server MUST use structured replies
-        // to the NBD_CMD_READ transmission request"; other requests have shorter answers.
-        self.style = match header.command {
-            CommandType::READ | CommandType::BLOCK_STATUS => self.agreed,
+        // to the NBD_CMD_READ transmission request"; other requests have shorter answers, unless
+        // extended headers leave no choice.
+        self.style = match (self.terms.style, header.command) {
+            (ReplyStyle::Structured, CommandType::READ | CommandType::BLOCK_STATUS) => ReplyStyle::Structured,
+            (ReplyStyle::Extended, _) => ReplyStyle::Extended,
             _ => ReplyStyle::Simple,
         };
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
+            Ok(Command::BlockStatusOf(_, extents)) => State::Filter(header, extents),
             Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
+            Err(Refusal { skip, .. }) if skip > u32::MAX.into() => {
+                return Poll::Ready(Err(Violation::TooLong(skip).into()));
+            }
             Err(Refusal { error, skip }) => {
                 tracing::debug!(?header, ?error, "refused");
-                State::Skip { cookie, error, left: skip as usize }
+                State::Skip { cookie, error, left: skip }
             }
         };
         Poll::Ready(Ok(()))
@@ -208,16 +240,21 @@ impl Receiver {
 
     fn deliver(&mut self, cookie: u64, what: What, grant: Grant) -> Poll<Result<Incoming, End>> {
         self.state = State::Header;
-        Poll::Ready(Ok(Incoming { cookie, style: self.style, what, grant }))
+        Poll::Ready(Ok(Incoming { cookie, style: self.style, offset: self.offset, what, grant }))
     }
 }
 
 /// Bytes of memory a command needs: what it carries or what its answer carries.
 fn payload(command: &Command) -> usize {
     match command {
-        Command::Read(span) | Command::Write(span, _) => span.len as usize,
+        Command::Read(span, _) | Command::Write(span, _) => bytes(span.len),
         _ => 0,
     }
+}
+
+/// A length of this machine.
+fn bytes(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 fn cut_short() -> End {

@@ -8,8 +8,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use common::handshake::context::ReplyStyle;
-use common::proto::{CHUNK_HEADER_LEN, ChunkFlags, ChunkType, SIMPLE_REPLY_HEADER_LEN, WireError};
-use common::reply::{ChunkHeader, Extent, SimpleReply, put_error, put_extents};
+use common::proto::{ChunkFlags, ChunkType, EXTENDED_HEADER_LEN, WireError};
+use common::reply::{
+    ChunkHeader, Extent, SimpleReply, put_error, put_error_offset, put_extents, put_extents_extended,
+};
 use futures::io::AsyncWrite;
 
 use crate::buf::{Grant, IoBuf};
@@ -33,34 +35,42 @@ pub(super) struct Replies {
     discarding: Cell<bool>,
 }
 
+/// A reply, or one chunk of it.
 struct Reply {
     head: Head,
     data: Option<IoBuf>,
-    hold: Hold,
+    /// With the last chunk.
+    hold: Option<Hold>,
 }
 
 /// What comes before the data of a READ, or instead of it.
 enum Head {
-    /// A simple reply's header.
-    Simple([u8; SIMPLE_REPLY_HEADER_LEN]),
-    /// The header of a chunk of data, and its offset.
-    Data([u8; DATA_HEAD_LEN]),
-    /// Any other chunks.
-    Chunks(Vec<u8>),
+    /// Few bytes, of this number.
+    Short([u8; SHORT_MAX], usize),
+    /// Many.
+    Long(Vec<u8>),
 }
 
 /// What goes into the answer of a request that succeeded.
 pub(super) enum Body {
     /// That it did.
     Nothing,
-    /// What a READ read, and from where.
-    Data(u64, IoBuf),
+    /// What a READ read, without gaps: one part at least, and only one if it must be.
+    Parts(Vec<Part>),
     /// What each selected context says, by its id.
     Extents(Vec<(u32, Vec<Extent>)>),
 }
 
-/// Bytes of a chunk's header and an offset.
-const DATA_HEAD_LEN: usize = CHUNK_HEADER_LEN + 8;
+/// A part of what was read.
+pub(super) enum Part {
+    /// Its place and its bytes.
+    Data(u64, IoBuf),
+    /// Its place and how many zeroes there are.
+    Hole(u64, u32),
+}
+
+/// Bytes of the longest header, an offset and a length.
+const SHORT_MAX: usize = EXTENDED_HEADER_LEN + 8 + 4;
 
 /// A request's share of the connection's limits, given back when its reply is sent.
 struct Hold {
@@ -71,6 +81,7 @@ struct Hold {
 pub(super) struct Ticket {
     cookie: u64,
     style: ReplyStyle,
+    offset: u64,
     replies: Rc<Replies>,
     hold: Option<Hold>,
 }
@@ -78,70 +89,91 @@ pub(super) struct Ticket {
 impl Ticket {
     /// Answers: success.
     pub(super) fn succeed(mut self, body: Body) {
-        let (head, data) = match (self.style, body) {
-            (ReplyStyle::Simple, Body::Data(_, data)) => (self.simple(WireError::OK), Some(data)),
-            (ReplyStyle::Simple, _) => (self.simple(WireError::OK), None),
-            (ReplyStyle::Structured, Body::Data(at, data)) => (self.data(at, data.len()), Some(data)),
-            (ReplyStyle::Structured, Body::Nothing) => (self.chunk(ChunkType::NONE, &[]), None),
-            (ReplyStyle::Structured, Body::Extents(extents)) => (self.extents(&extents), None),
-        };
-        self.answer(head, data);
+        match body {
+            Body::Parts(parts) => self.parts(parts),
+            Body::Extents(extents) => self.extents(&extents),
+            Body::Nothing if self.style == ReplyStyle::Simple => self.simple(WireError::OK, None),
+            Body::Nothing => self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None),
+        }
     }
 
-    /// Answers: failure, with a text for people where there is room for it.
-    pub(super) fn fail(mut self, error: WireError, text: &str) {
-        let head = self.failure(error, text);
-        self.answer(head, None);
+    /// Answers: failure, with a text for people and the byte where it was met, where there is room
+    /// for them.
+    pub(super) fn fail(mut self, error: WireError, text: &str, at: Option<u64>) {
+        self.failure(error, text, at);
     }
 
-    fn failure(&self, error: WireError, text: &str) -> Head {
+    fn failure(&mut self, error: WireError, text: &str, at: Option<u64>) {
         if self.style == ReplyStyle::Simple {
-            return self.simple(error);
+            return self.simple(error, None);
         }
         let mut payload = Vec::new();
-        put_error(&mut payload, error, text);
-        self.chunk(ChunkType::ERROR, &payload)
+        let kind = match at {
+            None => {
+                put_error(&mut payload, error, text);
+                ChunkType::ERROR
+            }
+            Some(at) => {
+                put_error_offset(&mut payload, error, text, at);
+                ChunkType::ERROR_OFFSET
+            }
+        };
+        self.chunk(ChunkFlags::DONE, kind, &payload, None);
     }
 
-    fn simple(&self, error: WireError) -> Head {
-        Head::Simple(SimpleReply { error, cookie: self.cookie }.encode())
+    fn simple(&mut self, error: WireError, data: Option<IoBuf>) {
+        let head = Head::of(&SimpleReply { error, cookie: self.cookie }.encode(), &[]);
+        self.answer(ChunkFlags::DONE, head, data);
     }
 
-    fn data(&self, at: u64, len: usize) -> Head {
-        let mut head = [0; DATA_HEAD_LEN];
-        let header = self.header(ChunkFlags::DONE, ChunkType::OFFSET_DATA, 8 + len);
-        head[..CHUNK_HEADER_LEN].copy_from_slice(&header.encode());
-        head[CHUNK_HEADER_LEN..].copy_from_slice(&at.to_be_bytes());
-        Head::Data(head)
-    }
-
-    /// The only chunk of an answer.
-    fn chunk(&self, kind: ChunkType, payload: &[u8]) -> Head {
-        let header = self.header(ChunkFlags::DONE, kind, payload.len());
-        Head::Chunks([&header.encode()[..], payload].concat())
+    fn parts(&mut self, parts: Vec<Part>) {
+        let count = parts.len();
+        for (number, part) in (1..).zip(parts) {
+            let flags = if number == count { ChunkFlags::DONE } else { ChunkFlags::NONE };
+            match part {
+                Part::Data(_, data) if self.style == ReplyStyle::Simple => {
+                    self.simple(WireError::OK, Some(data));
+                }
+                Part::Data(at, data) => {
+                    self.chunk(flags, ChunkType::OFFSET_DATA, &at.to_be_bytes(), Some(data));
+                }
+                Part::Hole(at, len) => {
+                    let mut payload = at.to_be_bytes().to_vec();
+                    payload.extend(len.to_be_bytes());
+                    self.chunk(flags, ChunkType::OFFSET_HOLE, &payload, None);
+                }
+            }
+        }
     }
 
     /// A chunk per context; there is at least one.
-    fn extents(&self, contexts: &[(u32, Vec<Extent>)]) -> Head {
-        let mut out = Vec::new();
-        for (number, (id, extents)) in contexts.iter().enumerate() {
+    fn extents(&mut self, contexts: &[(u32, Vec<Extent>)]) {
+        for (number, (id, extents)) in (1..).zip(contexts) {
+            let flags = if number == contexts.len() { ChunkFlags::DONE } else { ChunkFlags::NONE };
             let mut payload = Vec::new();
-            put_extents(&mut payload, *id, extents);
-            let last = number + 1 == contexts.len();
-            let flags = if last { ChunkFlags::DONE } else { ChunkFlags::NONE };
-            out.extend(self.header(flags, ChunkType::BLOCK_STATUS, payload.len()).encode());
-            out.extend(payload);
+            if self.style == ReplyStyle::Extended {
+                put_extents_extended(&mut payload, *id, extents);
+                self.chunk(flags, ChunkType::BLOCK_STATUS_EXT, &payload, None);
+            } else {
+                put_extents(&mut payload, *id, extents);
+                self.chunk(flags, ChunkType::BLOCK_STATUS, &payload, None);
+            }
         }
-        Head::Chunks(out)
     }
 
-    fn header(&self, flags: ChunkFlags, kind: ChunkType, length: usize) -> ChunkHeader {
+    fn chunk(&mut self, flags: ChunkFlags, kind: ChunkType, payload: &[u8], data: Option<IoBuf>) {
+        let length = payload.len() + data.as_ref().map_or(0, |data| data.len());
         let length = u32::try_from(length).expect("a payload is bounded");
-        ChunkHeader { flags, kind, cookie: self.cookie, length }
+        let header = ChunkHeader { flags, kind, cookie: self.cookie, length };
+        let head = match self.style {
+            ReplyStyle::Extended => Head::of(&header.encode_extended(self.offset), payload),
+            _ => Head::of(&header.encode(), payload),
+        };
+        self.answer(flags, head, data);
     }
 
-    fn answer(&mut self, head: Head, data: Option<IoBuf>) {
-        let Some(hold) = self.hold.take() else { return };
+    fn answer(&mut self, flags: ChunkFlags, head: Head, data: Option<IoBuf>) {
+        let hold = if flags == ChunkFlags::DONE { self.hold.take() } else { None };
         self.replies.push(Reply { head, data, hold });
     }
 }
@@ -149,18 +181,23 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.hold.is_some() {
-            let head = self.failure(WireError::EIO, "a bug in the server");
-            self.answer(head, None);
+            self.failure(WireError::EIO, "a bug in the server", None);
         }
     }
 }
 
 impl Replies {
     /// The right to answer `cookie`, which holds its share of the limits from now on.
-    pub(super) fn ticket(self: &Rc<Replies>, cookie: u64, style: ReplyStyle, grant: Grant) -> Ticket {
+    pub(super) fn ticket(
+        self: &Rc<Replies>,
+        cookie: u64,
+        style: ReplyStyle,
+        offset: u64,
+        grant: Grant,
+    ) -> Ticket {
         self.outstanding.set(self.outstanding.get() + 1);
         self.bytes.set(self.bytes.get() + grant.bytes());
-        Ticket { cookie, style, replies: self.clone(), hold: Some(Hold { grant }) }
+        Ticket { cookie, style, offset, replies: self.clone(), hold: Some(Hold { grant }) }
     }
 
     /// Requests received whose reply is not yet sent.
@@ -187,7 +224,7 @@ impl Replies {
     pub(super) fn discard(&self) {
         self.discarding.set(true);
         let dropped = std::mem::take(&mut *self.queue.borrow_mut());
-        dropped.into_iter().for_each(|reply| self.release(&reply.hold));
+        dropped.iter().for_each(|reply| self.release(reply));
         self.queued_bytes.set(0);
     }
 
@@ -224,33 +261,45 @@ impl Replies {
         let mut queue = self.queue.borrow_mut();
         while let Some(reply) = queue.pop_front_if(|reply| reply.len() <= sent) {
             sent -= reply.len();
-            self.queued_bytes.set(self.queued_bytes.get() - reply.hold.grant.bytes());
-            self.release(&reply.hold);
+            self.queued_bytes.set(self.queued_bytes.get() - reply.held());
+            self.release(&reply);
         }
         self.sent.set(sent);
     }
 
     fn push(&self, reply: Reply) {
         if self.discarding.get() {
-            self.release(&reply.hold);
+            self.release(&reply);
         } else {
-            self.queued_bytes.set(self.queued_bytes.get() + reply.hold.grant.bytes());
+            self.queued_bytes.set(self.queued_bytes.get() + reply.held());
             self.queue.borrow_mut().push_back(reply);
         }
     }
 
-    fn release(&self, hold: &Hold) {
-        self.outstanding.set(self.outstanding.get() - 1);
-        self.bytes.set(self.bytes.get() - hold.grant.bytes());
+    fn release(&self, reply: &Reply) {
+        if reply.hold.is_some() {
+            self.outstanding.set(self.outstanding.get() - 1);
+            self.bytes.set(self.bytes.get() - reply.held());
+        }
     }
 }
 
 impl Head {
+    fn of(header: &[u8], payload: &[u8]) -> Head {
+        let len = header.len() + payload.len();
+        if len > SHORT_MAX {
+            return Head::Long([header, payload].concat());
+        }
+        let mut bytes = [0; SHORT_MAX];
+        bytes[..header.len()].copy_from_slice(header);
+        bytes[header.len()..len].copy_from_slice(payload);
+        Head::Short(bytes, len)
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
-            Head::Simple(bytes) => bytes,
-            Head::Data(bytes) => bytes,
-            Head::Chunks(bytes) => bytes,
+            Head::Short(bytes, len) => &bytes[..*len],
+            Head::Long(bytes) => bytes,
         }
     }
 }
@@ -258,5 +307,10 @@ impl Head {
 impl Reply {
     fn len(&self) -> usize {
         self.head.bytes().len() + self.data.as_ref().map_or(0, |data| data.len())
+    }
+
+    /// Bytes of memory given back with it.
+    fn held(&self) -> usize {
+        self.hold.as_ref().map_or(0, |hold| hold.grant.bytes())
     }
 }

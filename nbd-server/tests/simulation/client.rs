@@ -31,7 +31,7 @@ impl Client {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let mut bytes = Vec::new();
-        RequestHeader { flags, command, cookie, offset: at, length: len }.encode(&mut bytes);
+        RequestHeader { flags, command, cookie, offset: at, length: len.into() }.encode(&mut bytes);
         self.send(&bytes);
         cookie
     }

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use common::command::{Fua, Hole};
+use common::command::{Fua, Zeroing};
 use futures::channel::oneshot;
 use nbd_server::buf::IoBuf;
 use nbd_server::device::{Backend, Shape, sync_failure};
@@ -261,7 +261,7 @@ impl Backend for Disk {
         begun
     }
 
-    async fn zero(&self, at: u64, len: u64, _hole: Hole) -> io::Result<()> {
+    async fn zero(&self, at: u64, len: u64, _how: Zeroing) -> io::Result<()> {
         self.begin(Op::Zero(at, len)).await?;
         self.zeroed(at, len);
         Ok(())

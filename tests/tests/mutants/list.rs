@@ -64,8 +64,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "written: 1," =>
         "written: 0,";
     "zeroes-not-covered-by-flush" "C5" STABLE:
-        "let zeroed = below.zero(at, len, hole, Fua::No).await;\n            self.syncs.wrote(len);" =>
-        "let zeroed = below.zero(at, len, hole, Fua::No).await;";
+        "let zeroed = below.zero(at, len, how, Fua::No).await;\n            self.syncs.wrote(len);" =>
+        "let zeroed = below.zero(at, len, how, Fua::No).await;";
     "fua-ignored-on-write" "C6" STABLE:
         "let fua = self.raise(fua);" =>
         "let fua = self.raise(if fua == Fua::Yes { Fua::No } else { fua });";

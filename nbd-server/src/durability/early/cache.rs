@@ -129,6 +129,11 @@ impl Overlay {
         }
     }
 
+    /// The places of its parts, which may overlap.
+    pub(super) fn ranges(&self) -> Vec<Range<u64>> {
+        self.0.iter().map(|extent| extent.at..extent.end()).collect()
+    }
+
     /// Whether the overlay alone has every byte of a read of `len` bytes.
     pub(super) fn is_all_of(&self, len: usize) -> bool {
         matches!(&self.0[..], [one] if one.part.len() == len)
