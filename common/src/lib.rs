@@ -43,6 +43,9 @@ pub enum Violation {
     /// NBD_OPT_EXPORT_NAME named an export that cannot be had; the option has no error reply.
     #[error("NBD_OPT_EXPORT_NAME asked for an export that is not served: {0:?}")]
     UnknownExport(String),
+    /// NBD_OPT_EXPORT_NAME came in the clear; the option has no error reply.
+    #[error("NBD_OPT_EXPORT_NAME before STARTTLS, which is required")]
+    Unencrypted,
     /// NBD_OPT_EXPORT_NAME carried something that is no export name.
     #[error("NBD_OPT_EXPORT_NAME carried a malformed name")]
     MalformedName,

@@ -2,7 +2,7 @@
 //! and what is agreed once an export is chosen.
 
 use common::handshake::context::{Agreed, ContextRequest, ReplyStyle, decode_context};
-use common::handshake::server::{Exports, Server, Step};
+use common::handshake::server::{Encryption, Exports, Server, Step};
 use common::handshake::{Export, Listed};
 use common::option::{InfoRequest, REPLY_HEADER_LEN, ReplyHeader, put_option};
 use common::proto::{OptionType, ReplyType, TransmissionFlags};
@@ -41,7 +41,7 @@ enum Outcome {
 
 impl Haggle {
     fn new() -> Haggle {
-        let (server, _greeting) = Server::new();
+        let (server, _greeting) = Server::new(Encryption::Unavailable);
         let Ok(Step::Continue { next, .. }) = server.step(&3_u32.to_be_bytes(), &Shelf) else {
             panic!("the flags are fine")
         };
@@ -62,7 +62,7 @@ impl Haggle {
                     self.0 = Some(next);
                 }
                 Step::Transmit { agreed, export, .. } => return Outcome::Agreed(agreed, export.flags),
-                Step::Close { .. } => panic!("nobody aborted"),
+                Step::Close { .. } | Step::StartTls { .. } => panic!("nobody asked for that"),
             }
             if rest.is_empty() {
                 return answer(&said);
@@ -174,4 +174,18 @@ fn structured_replies_are_agreed_once_and_before_contexts() {
     let (agreed, flags) = Haggle::new().go("a");
     assert_eq!(agreed, Agreed::default());
     assert!(!flags.contains(TransmissionFlags::SEND_DF));
+}
+
+#[test]
+fn extended_headers_say_more_than_structured_replies() {
+    let mut haggle = Haggle::structured();
+    assert_eq!(haggle.say(OptionType::EXTENDED_HEADERS, b"x"), refused(ReplyType::ERR_INVALID));
+    assert_eq!(haggle.say(OptionType::EXTENDED_HEADERS, &[]), refused(ReplyType::ACK));
+    for again in [OptionType::EXTENDED_HEADERS, OptionType::STRUCTURED_REPLY] {
+        assert_eq!(haggle.say(again, &[]), refused(ReplyType::ERR_INVALID));
+    }
+    assert_eq!(haggle.ask(SET, "a", &["x-test:a"]), named(&["x-test:a"]));
+    let (agreed, flags) = haggle.go("a");
+    assert_eq!((agreed.style, agreed.contexts.len()), (ReplyStyle::Extended, 1));
+    assert!(flags.contains(TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD));
 }

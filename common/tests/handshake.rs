@@ -4,8 +4,9 @@
 //! nothing of the next phase is swallowed), and what the server answers to options it lacks.
 
 use common::Violation;
-use common::handshake::client::{Answer, Client, ClientError, Step as ClientStep};
-use common::handshake::server::{Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
+use common::handshake::client::{Answer, Client, ClientError, Offer, Step as ClientStep};
+use common::handshake::context::ReplyStyle;
+use common::handshake::server::{Encryption, Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
 use common::handshake::{BlockSizes, Export, Listed};
 use common::option::{InfoRequest, OPTION_HEADER_LEN, REPLY_HEADER_LEN, ReplyHeader, put_option, put_reply};
 use common::proto::*;
@@ -52,7 +53,7 @@ struct End {
 
 /// Lets the two talk until one is done; each gets its bytes only when it has all it asked for.
 fn talk(client: Client) -> End {
-    let (server, greeting) = Server::new();
+    let (server, greeting) = Server::new(Encryption::Unavailable);
     let (mut to_client, mut to_server) = (greeting, Vec::new());
     let (mut client, mut server, mut chosen) = (client, Some(server), None);
     for _ in 0..1000 {
@@ -68,6 +69,7 @@ fn talk(client: Client) -> End {
                     chosen = Some(handle);
                 }
                 ServerStep::Close { send } => to_client.extend(send),
+                ServerStep::StartTls { .. } => panic!("there is no TLS"),
             }
             continue;
         }
@@ -98,7 +100,10 @@ fn go_starts_transmission_and_leaves_nothing_unread() {
 fn info_tells_what_go_would_tell() {
     let end = talk(Client::info("disk").unwrap());
     let Ok(ClientStep::Told { answer, .. }) = end.client else { panic!("not told: {:?}", end.client) };
-    assert_eq!(answer, Answer::Export(export("disk")));
+    let mut told = export("disk");
+    told.flags |= TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+    let contexts = ["base:allocation", "x-test:one", "x-test:two"].map(|name| format!("{name}disk")).to_vec();
+    assert_eq!(answer, Answer::Export(Offer { export: told, style: ReplyStyle::Extended, contexts }));
     assert_eq!((end.server, end.unread), (None, 0));
 }
 
@@ -118,7 +123,7 @@ fn an_unknown_export_is_refused_with_words() {
 
 /// Feeds bytes to a server as its needs dictate; returns what it sent after the greeting.
 fn serve(input: &[u8]) -> Result<(Vec<u8>, Option<&'static str>), Violation> {
-    let (mut server, _) = Server::new();
+    let (mut server, _) = Server::new(Encryption::Unavailable);
     let (mut at, mut sent) = (0, Vec::new());
     while let Some(piece) = input.get(at..at + server.need()) {
         at += piece.len();
@@ -135,6 +140,7 @@ fn serve(input: &[u8]) -> Result<(Vec<u8>, Option<&'static str>), Violation> {
                 sent.extend(send);
                 return Ok((sent, None));
             }
+            ServerStep::StartTls { .. } => panic!("there is no TLS"),
         }
     }
     Ok((sent, None))

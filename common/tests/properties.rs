@@ -4,7 +4,7 @@
 use common::command::{Chunks, Command, Fua, Hole, RequestHeader, Speed, Terms};
 use common::handshake::client::{Client, REPLY_DATA_MAX, Step as ClientStep};
 use common::handshake::context::{Context, ContextRequest, ReplyStyle, decode_context, put_context};
-use common::handshake::server::{Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
+use common::handshake::server::{Encryption, Exports, OPTION_DATA_MAX, Server, Step as ServerStep};
 use common::handshake::{Export, Listed};
 use common::option::{InfoRequest, put_option, put_reply};
 use common::proto::*;
@@ -81,7 +81,7 @@ fn server_bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn run_server(input: &[u8]) {
-    let (mut server, _) = Server::new();
+    let (mut server, _) = Server::new(Encryption::Unavailable);
     let mut at = 0;
     loop {
         assert!((1..=OPTION_DATA_MAX).contains(&server.need()));

@@ -21,11 +21,12 @@ Examples:
   nbd-attach attach nbd://server/disk              prints the device, for example /dev/nbd0
   nbd-attach attach nbd+unix:///?socket=/run/nbd.sock --device /dev/nbd3
   nbd-attach status
+  nbd-attach info nbd://server                     what the server offers
   nbd-attach detach /dev/nbd0
 
 Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
 
-/// The three commands, and a fourth for the second's own use.
+/// The four commands, and a fifth for the second's own use.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Connect to a server and attach its export as a block device
@@ -34,6 +35,8 @@ pub enum Command {
     Detach(Detach),
     /// Show the attached devices
     Status(Status),
+    /// Show what a server offers, without attaching anything
+    Info(Info),
     /// What detach has another process do
     #[command(hide = true)]
     Flush {
@@ -101,6 +104,17 @@ pub struct Status {
     /// Show only this device; fails when it is not attached
     #[arg(value_name = "DEVICE")]
     pub device: Option<String>,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nbd-attach info`.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; without EXPORT, every export that the
+    /// server lists
+    pub uri: String,
     /// Print a JSON array
     #[arg(long)]
     pub json: bool,

@@ -70,6 +70,15 @@ pub enum Insistence {
     Force,
 }
 
+/// Which server is to be asked.
+#[derive(Clone, Debug)]
+pub struct InfoConfig {
+    /// Where it is; without an export, all of them are meant.
+    pub uri: Uri,
+    /// How to print the answer.
+    pub output: Output,
+}
+
 /// What is to be shown.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusConfig {
@@ -120,13 +129,7 @@ pub enum ConfigError {
 impl AttachConfig {
     /// Gives meaning to what was typed, on a machine of this page size.
     pub fn new(typed: &cli::Attach, page_size: u32) -> Result<AttachConfig, ConfigError> {
-        let uri: Uri = typed.uri.parse()?;
-        if matches!(uri.transport, Transport::Vsock { .. }) {
-            return Err(ConfigError::Vsock(uri));
-        }
-        if uri.tls == Tls::Required {
-            return Err(ConfigError::Tls(uri));
-        }
+        let uri = reachable(&typed.uri)?;
         if !(1..=CONNECTIONS_MAX).contains(&typed.connections) {
             return Err(ConfigError::Connections(typed.connections));
         }
@@ -149,6 +152,18 @@ impl AttachConfig {
     }
 }
 
+/// Reads a URI and refuses what this tool cannot reach.
+fn reachable(typed: &str) -> Result<Uri, ConfigError> {
+    let uri: Uri = typed.parse()?;
+    if matches!(uri.transport, Transport::Vsock { .. }) {
+        return Err(ConfigError::Vsock(uri));
+    }
+    if uri.tls == Tls::Required {
+        return Err(ConfigError::Tls(uri));
+    }
+    Ok(uri)
+}
+
 impl DetachConfig {
     /// Gives meaning to what was typed.
     pub fn new(typed: &cli::Detach) -> Result<DetachConfig, ConfigError> {
@@ -162,6 +177,13 @@ impl StatusConfig {
     pub fn new(typed: &cli::Status) -> Result<StatusConfig, ConfigError> {
         let device = typed.device.as_deref().map(str::parse).transpose()?;
         Ok(StatusConfig { device, output: output(typed.json) })
+    }
+}
+
+impl InfoConfig {
+    /// Gives meaning to what was typed.
+    pub fn new(typed: &cli::Info) -> Result<InfoConfig, ConfigError> {
+        Ok(InfoConfig { uri: reachable(&typed.uri)?, output: output(typed.json) })
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  main ─▶ cli ─▶ config ─▶ attach ─▶ { driver, dial ─▶ negotiate, attach/{geometry, claim, settle, undo} }
 //!                        ─▶ detach ─▶ { usage, bounded }
+//!                        ─▶ info ─▶ { dial, negotiate }
 //!                        ─▶ status
 //!                 all of them on a host: { netlink, sysfs }
 //! ```
@@ -21,6 +22,7 @@ pub mod dial;
 pub mod driver;
 pub mod host;
 pub mod identifier;
+pub mod info;
 pub mod interrupt;
 pub mod negotiate;
 pub mod netlink;

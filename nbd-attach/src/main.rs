@@ -4,9 +4,10 @@ use anyhow::Result;
 use clap::Parser;
 use nbd_attach::attach::attach;
 use nbd_attach::cli::{Cli, Command};
-use nbd_attach::config::{AttachConfig, DetachConfig, StatusConfig};
+use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, StatusConfig};
 use nbd_attach::detach::{Detached, detach, flush_files};
 use nbd_attach::host::{self, Host};
+use nbd_attach::info::info;
 use nbd_attach::interrupt::Interrupt;
 use nbd_attach::status::{human_size, status};
 use std::io::{IsTerminal, stdout};
@@ -65,6 +66,7 @@ async fn perform(command: &Command) -> Result<()> {
         Command::Status(typed) => {
             status(&StatusConfig::new(typed)?, &Host::system()?, &mut stdout()).await?;
         }
+        Command::Info(typed) => info(&InfoConfig::new(typed)?, &mut stdout()).await?,
         Command::Flush { .. } => unreachable!("done before any runtime exists"),
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! belongs to the kernel. A peer that stays silent or dribbles is cut off by one deadline.
 
 use common::handshake::Export;
-use common::handshake::client::{Client, ClientError, Step};
+use common::handshake::client::{Answer, Client, ClientError, Step};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -36,12 +36,38 @@ pub async fn negotiate<S>(stream: &mut S, export: &str, patience: Duration) -> R
 where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    let client = Client::new(export)?;
+    match converse(stream, Client::new(export)?, patience).await? {
+        Outcome::Ready(export) => Ok(export),
+        Outcome::Told(_) => Err(NegotiateError::Unasked),
+    }
+}
+
+/// Puts the client's question and gives its answer within `patience`.
+pub async fn ask<S>(stream: &mut S, client: Client, patience: Duration) -> Result<Answer, NegotiateError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
+    match converse(stream, client, patience).await? {
+        Outcome::Told(answer) => Ok(answer),
+        Outcome::Ready(_) => Err(NegotiateError::Unasked),
+    }
+}
+
+/// What a handshake led to.
+enum Outcome {
+    Ready(Export),
+    Told(Answer),
+}
+
+async fn converse<S>(stream: &mut S, client: Client, patience: Duration) -> Result<Outcome, NegotiateError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
     let handshake = tokio::time::timeout(patience, drive(stream, client));
     handshake.await.unwrap_or(Err(NegotiateError::Deadline(patience)))
 }
 
-async fn drive<S>(stream: &mut S, mut client: Client) -> Result<Export, NegotiateError>
+async fn drive<S>(stream: &mut S, mut client: Client) -> Result<Outcome, NegotiateError>
 where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
@@ -55,9 +81,13 @@ where
             }
             Step::Ready { send, export } => {
                 stream.write_all(&send).await.map_err(closed)?;
-                return Ok(export);
+                return Ok(Outcome::Ready(export));
             }
-            Step::Told { .. } => return Err(NegotiateError::Unasked),
+            Step::Told { send, answer } => {
+                // The server need not wait for the goodbye.
+                let _may_be_gone = stream.write_all(&send).await;
+                return Ok(Outcome::Told(answer));
+            }
         }
     }
 }

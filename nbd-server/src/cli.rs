@@ -124,6 +124,22 @@ pub struct Serve {
     #[arg(long, value_name = "PATH")]
     pub admin: Option<PathBuf>,
 
+    /// Certificate of the server in PEM, and those that lead to its root: offers TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the certificate in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Roots of the clients' certificates in PEM: clients must show one that leads there
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Whether clients may do without TLS where it is offered
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "required", requires = "tls_cert")]
+    pub tls: TlsPolicy,
+
     /// Refuse writes; files are opened for reading only
     #[arg(long)]
     pub read_only: bool,
@@ -168,6 +184,15 @@ pub struct Serve {
     pub exports: Vec<String>,
 }
 
+/// Whether clients may do without TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TlsPolicy {
+    /// Nothing is served in the clear
+    Required,
+    /// The client decides
+    Optional,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -188,6 +213,7 @@ Examples:
   nbd-server disk.img                           the default export, on 127.0.0.1:10809
   nbd-server --unix /run/nbd.sock /dev/vg/lv    a block device, on a Unix socket only
   nbd-server --listen 0.0.0.0:10809 a=a.img scratch=memory:1G
+  nbd-server --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca clients.pem disk.img
 
 Once it serves, it prints one URI per listener on standard output. SIGTERM finishes what was
 received, makes it durable and exits with 0; SIGUSR1 logs the counters of every export.";

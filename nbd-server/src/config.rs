@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use common::handshake::server::Encryption;
 use common::proto::DEFAULT_PORT;
 use common::wire;
 
@@ -19,13 +20,14 @@ use crate::backend::block::BlockBackend;
 use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
-use crate::cli::{Serve, parse_size};
+use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::device::{Device, leaf};
 use crate::durability::EarlyLimits;
 use crate::durability::epoch::Ledger;
 use crate::engine::Pool;
 use crate::export::{Export, NameTaken, Registry};
 use crate::ledger;
+use crate::tls::{Files, Upgrader};
 
 /// Sizes typed by a person must be a multiple of this many bytes.
 const SECTOR: u64 = 512;
@@ -48,6 +50,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Bytes of payload of all connections together.
     pub memory_max: usize,
+    /// How connections are encrypted, and whether they must be.
+    pub tls: Option<(Upgrader, Encryption)>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
     /// How long clients may take to fetch their last replies at the end.
@@ -83,10 +87,21 @@ impl Config {
             },
             connections_max: cli.max_connections.get(),
             memory_max: usize::try_from(cli.max_memory).unwrap_or(usize::MAX),
+            tls: tls(cli)?,
             handshake_timeout: cli.handshake_timeout,
             shutdown_timeout: cli.shutdown_timeout,
         })
     }
+}
+
+fn tls(cli: &Serve) -> anyhow::Result<Option<(Upgrader, Encryption)>> {
+    let (Some(cert), Some(key)) = (&cli.tls_cert, &cli.tls_key) else { return Ok(None) };
+    let files = Files { cert: cert.clone(), key: key.clone(), ca: cli.tls_ca.clone() };
+    let policy = match cli.tls {
+        TlsPolicy::Required => Encryption::Required,
+        TlsPolicy::Optional => Encryption::Optional,
+    };
+    Ok(Some((Upgrader::open(&files)?, policy)))
 }
 
 fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`cli`], [`config`] | what was typed; what it means, opened and checked | everything below |
 //! | [`admin`], [`ctl`] | what an operator asks and tells a running server; the asking side | `export`, `listen` |
-//! | [`server`], [`listen`], [`transport`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
+//! | [`server`], [`listen`], [`transport`], [`tls`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
 //! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
 //! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
 //! | [`ledger`] | where an export's epoch is kept | `durability`, `engine` |
@@ -37,5 +37,6 @@ pub mod listen;
 pub mod metrics;
 pub mod server;
 pub mod session;
+pub mod tls;
 pub mod transport;
 pub mod worker;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use common::handshake::server::Encryption;
+use common::uri::{Tls, Uri};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::join_all;
@@ -31,6 +33,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let shared = Arc::new(Shared {
         exports: config.exports,
         memory: Memory { pool: Arc::new(Pool::default()), budget },
+        tls: config.tls.clone(),
         handshake_timeout: config.handshake_timeout,
         stop: stopped.shared(),
     });
@@ -38,7 +41,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         .map(|number| worker::start(number, shared.clone()))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let places = Arc::new(Semaphore::new(config.connections_max));
-    announce(&listeners)?;
+    announce(&listeners, config.tls.as_ref().map(|(_, policy)| *policy))?;
 
     // Heard to the end: an order that was begun is carried out.
     let mut hearing = pin!(hear(admin.as_ref(), &shared));
@@ -71,10 +74,11 @@ async fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
 }
 
 /// Tells people (log) and scripts (standard output) where clients connect.
-fn announce(listeners: &[Listener]) -> anyhow::Result<()> {
+fn announce(listeners: &[Listener], encryption: Option<Encryption>) -> anyhow::Result<()> {
+    let tls = if encryption == Some(Encryption::Required) { Tls::Required } else { Tls::Off };
     let mut stdout = std::io::stdout().lock();
     for listener in listeners {
-        let uri = listener.uri().context("cannot tell the listening address")?;
+        let uri = Uri { tls, ..listener.uri().context("cannot tell the listening address")? };
         tracing::info!(%uri, "listening");
         let _nobody_may_read = writeln!(stdout, "{uri}");
     }

@@ -37,7 +37,7 @@ use execute::Around;
 use receive::{Incoming, Receiver};
 use replies::Replies;
 
-pub use negotiate::negotiate;
+pub use negotiate::{Negotiated, negotiate, resume};
 
 /// Requests of one connection that are received and not yet answered. The kernel has 128 tags per
 /// connection; twice that keeps a deeper client busy, and bounds the memory of small requests.

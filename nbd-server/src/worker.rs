@@ -7,18 +7,21 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use common::handshake::context::Agreed;
+use common::handshake::server::{Encryption, Server};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::{Shared as SharedFuture, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::LocalSet;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::device::Clock;
-use crate::export::Registry;
-use crate::session::{self, End, Memory, Progress, Stop};
+use crate::export::{Export, Registry};
+use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
+use crate::tls::Upgrader;
 use crate::transport::{Adapted, Socket, Stream};
 
 /// How long a client may hold memory without sending or reading, while others wait for memory.
@@ -35,6 +38,8 @@ pub struct Shared {
     pub exports: Registry,
     /// Payload buffers and their limit.
     pub memory: Memory,
+    /// How connections are encrypted, and whether they must be.
+    pub tls: Option<(Upgrader, Encryption)>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
     /// Resolves when the server stops.
@@ -102,22 +107,60 @@ async fn serve(socket: Socket, shared: &Shared) {
     }
 }
 
-/// One connection: negotiate within the time limit, transmit under watch, close.
+/// One connection: negotiate within the time limit, in the clear and then perhaps encrypted,
+/// transmit under watch, close.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) -> End {
-    let mut stream = Adapted(stream);
-    let negotiation = session::negotiate(&mut stream, &shared.exports);
-    let negotiated = tokio::select! {
-        negotiated = timeout(shared.handshake_timeout, negotiation) => negotiated,
-        _ = shared.stop.clone() => return End::Stopped,
+    let deadline = Instant::now() + shared.handshake_timeout;
+    let policy = shared.tls.as_ref().map_or(Encryption::Unavailable, |(_, policy)| *policy);
+    let mut clear = Adapted(stream);
+    let negotiation = session::negotiate(&mut clear, &shared.exports, policy);
+    let server = match in_time(negotiation, deadline, shared).await {
+        Ok(Negotiated::Export(export, agreed)) => return transmit(clear, export, agreed, shared).await,
+        Ok(Negotiated::StartTls(server)) => server,
+        Err(end) => return end,
     };
-    let (export, agreed) = match negotiated {
-        Ok(Ok(negotiated)) => negotiated,
-        Ok(Err(end)) => return end,
-        Err(_elapsed) => {
+    match in_time(secure(clear.0, server, shared), deadline, shared).await {
+        Ok((encrypted, export, agreed)) => transmit(encrypted, export, agreed, shared).await,
+        Err(end) => end,
+    }
+}
+
+/// Upgrades a stream and goes on with the negotiation.
+async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    server: Server,
+    shared: &Shared,
+) -> Result<(Adapted<impl AsyncRead + AsyncWrite + Unpin>, Arc<Export>, Agreed), End> {
+    let (upgrader, _) = shared.tls.as_ref().expect("STARTTLS is agreed on only where there is TLS");
+    let mut encrypted = Adapted(upgrader.upgrade(stream).await?);
+    match session::resume(&mut encrypted, &shared.exports, server).await? {
+        Negotiated::Export(export, agreed) => Ok((encrypted, export, agreed)),
+        Negotiated::StartTls(_) => unreachable!("an encrypted stream is not upgraded again"),
+    }
+}
+
+/// A part of the negotiation, until it took too long or the server stops.
+async fn in_time<T>(
+    part: impl Future<Output = Result<T, End>>,
+    deadline: Instant,
+    shared: &Shared,
+) -> Result<T, End> {
+    tokio::select! {
+        done = timeout_at(deadline, part) => done.unwrap_or_else(|_elapsed| {
             tracing::warn!("the client did not choose an export in time");
-            return End::Stopped;
-        }
-    };
+            Err(End::Stopped)
+        }),
+        _ = shared.stop.clone() => Err(End::Stopped),
+    }
+}
+
+/// The rest of a connection after its negotiation.
+async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: Adapted<S>,
+    export: Arc<Export>,
+    agreed: Agreed,
+    shared: &Shared,
+) -> End {
     let counted = export.clone();
     let _open = counted.counters().connected();
     tracing::debug!(export = export.name(), ?agreed, "transmission begins");

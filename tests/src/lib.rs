@@ -23,6 +23,7 @@ pub mod disk;
 pub mod haggle;
 pub mod model;
 pub mod operator;
+pub mod pki;
 pub mod server;
 pub mod tidy;
 pub mod tool;

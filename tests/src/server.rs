@@ -294,20 +294,27 @@ pub(crate) fn status(process: Pid, name: &str) -> u64 {
 /// The server's binary: `NBD_SERVER_BIN` if that is set, else it is built, once per process.
 pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| std::env::var_os("NBD_SERVER_BIN").map_or_else(build, PathBuf::from))
+    BINARY
+        .get_or_init(|| std::env::var_os("NBD_SERVER_BIN").map_or_else(|| build("nbd-server"), PathBuf::from))
 }
 
-/// Builds the server with the profile of the running test and asks cargo where it is.
-fn build() -> PathBuf {
+/// The attach tool's binary, which is built, once per process.
+pub fn attach_tool() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| build("nbd-attach"))
+}
+
+/// Builds a package's binary with the profile of the running test and asks cargo where it is.
+fn build(package: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--message-format=json", "--package=nbd-server", "--bin=nbd-server"]);
+    cargo.args(["build", "--quiet", "--message-format=json", "--package", package, "--bin", package]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     if own.components().any(|part| part.as_os_str() == "release") {
         cargo.arg("--release");
     }
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo can be started");
-    assert!(output.status.success(), "cargo cannot build nbd-server");
+    assert!(output.status.success(), "cargo cannot build {package}");
     let messages = String::from_utf8_lossy(&output.stdout);
     messages
         .lines()

@@ -30,6 +30,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("buf", &[]),
     ("engine", &[]),
     ("metrics", &[]),
+    ("tls", &[]),
     ("transport", &[]),
     ("device", &["buf"]),
     ("backend", &["buf", "device", "engine"]),
@@ -39,11 +40,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("export", &["device", "durability", "layer", "metrics"]),
     ("session", &["buf", "device", "export", "metrics"]),
     ("listen", &["transport"]),
-    ("worker", &["device", "export", "session", "transport"]),
+    ("worker", &["device", "export", "session", "tls", "transport"]),
     ("admin", &["durability", "export", "listen"]),
     ("cli", &["durability"]),
     ("ctl", &["admin", "cli"]),
-    ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger"]),
+    ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger", "tls"]),
     ("server", &["admin", "buf", "config", "export", "listen", "session", "worker"]),
 ];
 

@@ -6,7 +6,7 @@ use std::fs;
 
 use serde_json::Value;
 use tests::disk::{Disk, pattern};
-use tests::server::{Endpoint, Server};
+use tests::server::{Endpoint, Server, attach_tool};
 use tests::tool;
 
 const MIB: usize = 1 << 20;
@@ -62,6 +62,39 @@ fn nbdinfo_tells_what_the_server_can() {
         assert_eq!(tool::succeed(&nbdinfo, &["--size", &endpoint.uri("other")]).trim(), "1073741824");
         assert!(!tool::run(&nbdinfo, &[endpoint.uri("absent")]).status.success());
     }
+}
+
+#[test]
+fn nbd_attach_info_tells_what_the_server_can() {
+    let server = Server::builder().export("memory:10M").export("other=null:1G").unix().tcp().start();
+    let tool = attach_tool();
+    for endpoint in server.endpoints() {
+        let told = tool::succeed(tool, &["info", "--json", &endpoint.uri("")]);
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let names: Vec<&Value> = told.as_array().unwrap().iter().map(|it| &it["name"]).collect();
+        assert_eq!(names, ["", "other"]);
+        assert_eq!((&told[0]["size_bytes"], &told[0]["replies"]), (&(10 * MIB).into(), &"extended".into()));
+        assert_eq!(told[0]["block_sizes"]["preferred"], 4096);
+        assert_eq!(told[0]["contexts"][0], "base:allocation");
+        let flags = told[0]["flags"].as_array().unwrap();
+        assert!(flags.contains(&"SEND_FAST_ZERO".into()) && flags.contains(&"SEND_DF".into()), "{flags:?}");
+        let other = tool::succeed(tool, &["info", &endpoint.uri("other")]);
+        assert!(other.starts_with("export \"other\": 1"), "{other}");
+        let absent = tool::run(tool, &["info", &endpoint.uri("absent")]);
+        assert!(!absent.status.success() && absent.stderr.contains("no export of that name"), "{absent:?}");
+    }
+    let exit = server.terminate();
+    assert!(!exit.log.contains("WARN"), "{}", exit.log);
+}
+
+#[test]
+fn nbd_attach_info_tells_what_other_servers_can() {
+    let Some(nbdkit) = tool::find("nbdkit", "nbdkit") else { return };
+    let command = format!("'{}' info --json $uri", attach_tool().display());
+    let told = tool::succeed(&nbdkit, &["-U", "-", "memory", "1M", "--run", &command]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told[0]["size_bytes"], &told[0]["replies"]), (&MIB.into(), &"structured".into()));
+    assert_eq!(told[0]["contexts"], serde_json::json!(["base:allocation"]));
 }
 
 /// What nbdsh finds out about the contexts of an export, and what its extents say.

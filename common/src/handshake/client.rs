@@ -1,10 +1,16 @@
 //! The client's side of the negotiation.
 //!
-//! A client has one goal: start transmission on an export ([`Client::new`]), learn about one
-//! ([`Client::info`]) or name them all ([`Client::list`]). It never negotiates structured replies
-//! or extended headers, because the Linux driver that inherits the socket cannot take them. Where
-//! a server does not know GO, it falls back to EXPORT_NAME.
+//! A client has one goal: start transmission on an export ([`Client::new`]), learn all about one
+//! ([`Client::info`]) or name them all ([`Client::list`]). For transmission it never negotiates
+//! structured replies or extended headers, because the Linux driver that inherits the socket cannot
+//! take them; to learn what a server can, it does. Where a server does not know GO, it falls back to
+//! EXPORT_NAME.
 
+mod error;
+
+pub use error::ClientError;
+
+use super::context::{self, ContextRequest, ReplyStyle};
 use super::{Export, Listed};
 use crate::Violation;
 use crate::option::{self, Info, InfoRequest, REPLY_HEADER_LEN, ReplyHeader, put_option};
@@ -12,7 +18,7 @@ use crate::proto::{
     ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
     STRING_MAX, TransmissionFlags,
 };
-use crate::wire::{Cursor, Malformed, Put};
+use crate::wire::{Cursor, Put};
 
 /// Longest option reply a client stores; two strings of the spec's longest and their lengths.
 pub const REPLY_DATA_MAX: usize = 2 * STRING_MAX + 64;
@@ -21,59 +27,19 @@ pub const REPLIES_MAX: usize = 65_536;
 /// Second word of an oldstyle greeting.
 const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 
-/// Why a client's negotiation failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClientError {
-    /// The peer broke the protocol; most likely it is no NBD server.
-    #[error("the peer does not speak NBD: {0}")]
-    Violation(#[from] Violation),
-    /// A reply of the server was malformed.
-    #[error("the server sent a malformed {reply:?} reply: {fault}")]
-    Malformed {
-        /// Which reply.
-        reply: ReplyType,
-        /// What is wrong with it.
-        fault: Malformed,
-    },
-    /// The server speaks the oldstyle protocol.
-    #[error("the server speaks only the oldstyle protocol, which names no exports")]
-    Oldstyle,
-    /// The server refused, with its own words if it had any.
-    #[error("the server refused: {}{}", explain(*reply), quote(text))]
-    Refused {
-        /// The error reply.
-        reply: ReplyType,
-        /// The server's text, possibly empty.
-        text: String,
-    },
-    /// The server answered with something that is no answer to the question.
-    #[error("the server answered {option:?} with an unexpected {reply:?}")]
-    Unexpected {
-        /// What was asked, or what the server claims was asked.
-        option: OptionType,
-        /// What came.
-        reply: ReplyType,
-    },
-    /// One reply is longer than any sensible reply.
-    #[error("the server sent a reply of {0} bytes, more than any sensible reply")]
-    TooLong(u32),
-    /// The server replied without end.
-    #[error("the server sent more than {REPLIES_MAX} replies to one option")]
-    TooMany,
-    /// The name is longer than 4096 bytes or holds a NUL.
-    #[error("an export name has at most 4096 bytes and no NUL")]
-    Name,
-}
-
 /// The client's side of one negotiation.
 #[derive(Debug)]
 pub struct Client {
     goal: Goal,
+    /// The option whose answer is awaited.
+    asked: OptionType,
     state: State,
     no_zeroes: bool,
     replies: usize,
     export: Export,
     told_export: bool,
+    style: ReplyStyle,
+    contexts: Vec<String>,
     exports: Vec<Listed>,
 }
 
@@ -121,10 +87,21 @@ pub enum Step {
 /// The answer to a question that starts no transmission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// [`Client::info`]: the export.
-    Export(Export),
+    /// [`Client::info`]: all about the export.
+    Export(Offer),
     /// [`Client::list`]: every export the server lists.
     Exports(Vec<Listed>),
+}
+
+/// All that a server offers about an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// What the export says about itself.
+    pub export: Export,
+    /// The most that its replies can say.
+    pub style: ReplyStyle,
+    /// The metadata contexts it has.
+    pub contexts: Vec<String>,
 }
 
 impl Client {
@@ -133,7 +110,7 @@ impl Client {
         Ok(Client::with(Goal::Go(checked(export)?)))
     }
 
-    /// A client that wants to learn about `export`.
+    /// A client that wants to learn all about `export`.
     pub fn info(export: &str) -> Result<Client, ClientError> {
         Ok(Client::with(Goal::Info(checked(export)?)))
     }
@@ -147,8 +124,23 @@ impl Client {
     fn with(goal: Goal) -> Client {
         let flags = TransmissionFlags::NONE;
         let export = Export { size: 0, flags, block_sizes: None, name: None, description: None };
-        let state = State::Greeting;
-        Client { goal, state, no_zeroes: false, replies: 0, export, told_export: false, exports: vec![] }
+        let asked = match goal {
+            Goal::Go(_) => OptionType::GO,
+            Goal::Info(_) => OptionType::EXTENDED_HEADERS,
+            Goal::List => OptionType::LIST,
+        };
+        Client {
+            goal,
+            asked,
+            state: State::Greeting,
+            no_zeroes: false,
+            replies: 0,
+            export,
+            told_export: false,
+            style: ReplyStyle::Simple,
+            contexts: vec![],
+            exports: vec![],
+        }
     }
 
     /// How many bytes the next [`Client::step`] takes: exactly these must be read.
@@ -208,14 +200,17 @@ impl Client {
 
     /// Puts the question.
     fn ask(self, mut send: Vec<u8>) -> Result<Step, ClientError> {
-        match &self.goal {
-            Goal::List => put_option(&mut send, OptionType::LIST, &[]),
-            Goal::Go(export) | Goal::Info(export) => {
+        let data = match (&self.goal, self.asked) {
+            (Goal::Go(export) | Goal::Info(export), OptionType::GO | OptionType::INFO) => {
                 let wants = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
-                let data = InfoRequest { export: export.clone(), wants }.encode();
-                put_option(&mut send, self.asked(), &data);
+                InfoRequest { export: export.clone(), wants }.encode()
             }
-        }
+            (Goal::Info(export), OptionType::LIST_META_CONTEXT) => {
+                ContextRequest { export: export.clone(), queries: vec![] }.encode()
+            }
+            _ => Vec::new(),
+        };
+        put_option(&mut send, self.asked, &data);
         Ok(Step::Continue { send, next: self })
     }
 
@@ -232,7 +227,7 @@ impl Client {
     fn reply_header(mut self, input: &[u8]) -> Result<Step, ClientError> {
         let header = ReplyHeader::decode(input)?;
         let ReplyHeader { option, reply, length } = header;
-        if option != self.asked() {
+        if option != self.asked {
             return Err(ClientError::Unexpected { option, reply });
         }
         if length as usize > REPLY_DATA_MAX {
@@ -258,11 +253,21 @@ impl Client {
                 self.exports.push(option::decode_listed(data).map_err(malformed)?);
                 Ok(Step::Continue { send: Vec::new(), next: self })
             }
-            (ReplyType::INFO, Goal::Go(_) | Goal::Info(_)) => {
+            (ReplyType::INFO, Goal::Go(_) | Goal::Info(_))
+                if matches!(option, OptionType::GO | OptionType::INFO) =>
+            {
                 self.learn(Info::decode(data).map_err(malformed)?);
                 Ok(Step::Continue { send: Vec::new(), next: self })
             }
+            (ReplyType::META_CONTEXT, Goal::Info(_)) if option == OptionType::LIST_META_CONTEXT => {
+                self.contexts.push(context::decode_context(data).map_err(malformed)?.name);
+                Ok(Step::Continue { send: Vec::new(), next: self })
+            }
             (ReplyType::ERR_UNSUP, Goal::Go(_)) => self.fall_back(Vec::new()),
+            // What a server does not have is an answer, too.
+            (reply, Goal::Info(_)) if reply.is_error() && option != OptionType::INFO => {
+                self.ask_on(option, false)
+            }
             (reply, _) if reply.is_error() => {
                 let text = String::from_utf8_lossy(data).into_owned();
                 Err(ClientError::Refused { reply, text })
@@ -285,13 +290,36 @@ impl Client {
         }
     }
 
+    /// Puts the next of the questions that tell all about an export.
+    fn ask_on(mut self, answered: OptionType, agreed: bool) -> Result<Step, ClientError> {
+        self.asked = match (answered, agreed) {
+            (OptionType::EXTENDED_HEADERS, false) => OptionType::STRUCTURED_REPLY,
+            (OptionType::EXTENDED_HEADERS, true) => {
+                self.style = ReplyStyle::Extended;
+                OptionType::LIST_META_CONTEXT
+            }
+            (OptionType::STRUCTURED_REPLY, _) => {
+                self.style = if agreed { ReplyStyle::Structured } else { ReplyStyle::Simple };
+                OptionType::LIST_META_CONTEXT
+            }
+            _ => OptionType::INFO,
+        };
+        self.ask(Vec::new())
+    }
+
     fn acknowledged(self, option: OptionType) -> Result<Step, ClientError> {
+        if matches!(self.goal, Goal::Info(_)) && option != OptionType::INFO {
+            return self.ask_on(option, true);
+        }
         let mut abort = Vec::new();
         put_option(&mut abort, OptionType::ABORT, &[]);
         match self.goal {
             Goal::List => Ok(Step::Told { send: abort, answer: Answer::Exports(self.exports) }),
             _ if !self.told_export => Err(ClientError::Unexpected { option, reply: ReplyType::ACK }),
-            Goal::Info(_) => Ok(Step::Told { send: abort, answer: Answer::Export(self.export) }),
+            Goal::Info(_) => {
+                let offer = Offer { export: self.export, style: self.style, contexts: self.contexts };
+                Ok(Step::Told { send: abort, answer: Answer::Export(offer) })
+            }
             Goal::Go(_) => Ok(Step::Ready { send: Vec::new(), export: self.export }),
         }
     }
@@ -302,37 +330,8 @@ impl Client {
         self.export.flags = TransmissionFlags(cursor.u16().unwrap_or_default());
         Ok(Step::Ready { send: Vec::new(), export: self.export })
     }
-
-    fn asked(&self) -> OptionType {
-        match self.goal {
-            Goal::Go(_) => OptionType::GO,
-            Goal::Info(_) => OptionType::INFO,
-            Goal::List => OptionType::LIST,
-        }
-    }
 }
 
 fn checked(export: &str) -> Result<String, ClientError> {
     crate::wire::string(export.as_bytes()).map(str::to_owned).map_err(|_| ClientError::Name)
-}
-
-/// What an error reply means, for a person.
-fn explain(reply: ReplyType) -> String {
-    match reply {
-        ReplyType::ERR_UNSUP => "it does not know the request".into(),
-        ReplyType::ERR_POLICY => "its policy forbids it".into(),
-        ReplyType::ERR_INVALID => "it found the request invalid".into(),
-        ReplyType::ERR_PLATFORM => "its platform does not support it".into(),
-        ReplyType::ERR_TLS_REQD => "it requires TLS".into(),
-        ReplyType::ERR_UNKNOWN => "it has no export of that name".into(),
-        ReplyType::ERR_SHUTDOWN => "it is shutting down".into(),
-        ReplyType::ERR_BLOCK_SIZE_REQD => "it requires block sizes to be negotiated".into(),
-        ReplyType::ERR_TOO_BIG => "the request is too big for it".into(),
-        other => format!("{other:?}"),
-    }
-}
-
-/// The server's own words, made safe for a terminal.
-fn quote(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(" ({text:?})") }
 }

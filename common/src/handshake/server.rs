@@ -4,8 +4,12 @@
 //! option data)* → transmission. Data of options that are unknown or too long is skipped in
 //! small pieces and never stored, so a client cannot make the server remember anything.
 
+mod offer;
+
+pub use offer::{Encryption, Exports};
+
+use super::Export;
 use super::context::{Agreed, Context, ContextRequest, ReplyStyle, put_context};
-use super::{Export, Listed};
 use crate::Violation;
 use crate::option::{self, InfoRequest, OPTION_HEADER_LEN, OptionHeader, put_reply};
 use crate::proto::{
@@ -23,26 +27,13 @@ pub const OPTIONS_MAX: u32 = 4096;
 /// Bytes of skipped option data that are taken at a time.
 const SKIP_PIECE: usize = 4096;
 
-/// The exports a server offers to one connection.
-pub trait Exports {
-    /// What transmission needs once an export was chosen.
-    type Handle;
-    /// Every export that may be listed to this client.
-    fn list(&self) -> Vec<Listed>;
-    /// The export of that name; the empty name asks for the default export.
-    fn find(&self, name: &str) -> Option<(Export, Self::Handle)>;
-    /// The metadata contexts of an export that was found.
-    fn contexts(&self, _: &Self::Handle) -> Vec<String> {
-        Vec::new()
-    }
-}
-
 /// The server's side of one negotiation.
 #[derive(Debug)]
 pub struct Server {
     state: State,
     no_zeroes: bool,
     options: u32,
+    encryption: Encryption,
     style: ReplyStyle,
     selection: Option<Selection>,
 }
@@ -83,6 +74,13 @@ pub enum Step<H> {
         /// The chosen export's handle.
         handle: H,
     },
+    /// Send, upgrade the stream to TLS, and go on with what was negotiated so far: nothing.
+    StartTls {
+        /// Bytes for the client, in the clear.
+        send: Vec<u8>,
+        /// The state to step next, over the encrypted stream.
+        next: Server,
+    },
     /// Send, then close: the client aborted.
     Close {
         /// Bytes for the client.
@@ -91,15 +89,20 @@ pub enum Step<H> {
 }
 
 impl Server {
-    /// A fresh negotiation and the greeting that opens it.
+    /// A fresh negotiation in the clear and the greeting that opens it.
     #[must_use]
-    pub fn new() -> (Server, Vec<u8>) {
+    pub fn new(encryption: Encryption) -> (Server, Vec<u8>) {
         let mut greeting = Vec::new();
         greeting.put_u64(NBDMAGIC);
         greeting.put_u64(IHAVEOPT);
         greeting.put_u16((HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).0);
+        (Server::fresh(State::ClientFlags, encryption), greeting)
+    }
+
+    /// Nothing has been agreed on.
+    fn fresh(state: State, encryption: Encryption) -> Server {
         let style = ReplyStyle::Simple;
-        (Server { state: State::ClientFlags, no_zeroes: false, options: 0, style, selection: None }, greeting)
+        Server { state, no_zeroes: false, options: 0, encryption, style, selection: None }
     }
 
     /// How many bytes the next [`Server::step`] takes: exactly these must be read.
@@ -151,6 +154,13 @@ impl Server {
             return Err(Violation::TooManyOptions(OPTIONS_MAX));
         }
         let OptionHeader { option, length } = header;
+        if self.encryption == Encryption::Required {
+            match option {
+                OptionType::ABORT | OptionType::STARTTLS => {}
+                OptionType::EXPORT_NAME => return Err(Violation::Unencrypted),
+                _ => return Ok(self.skip(option, length, ReplyType::ERR_TLS_REQD)),
+            }
+        }
         match option {
             // "the server SHOULD ignore any data sent by the client" with ABORT, so it need not
             // even be read: the connection closes.
@@ -173,8 +183,24 @@ impl Server {
                 self.state = State::OptionData(header);
                 Ok(Step::Continue { send: Vec::new(), next: self })
             }
+            OptionType::STARTTLS => Ok(self.start_tls(length)),
             _ => Ok(self.skip(option, length, ReplyType::ERR_UNSUP)),
         }
+    }
+
+    /// Ends what was said in the clear: whoever could read it could also have said it, so none of
+    /// it counts.
+    fn start_tls<H>(self, length: u32) -> Step<H> {
+        let option = OptionType::STARTTLS;
+        if self.encryption == Encryption::Unavailable {
+            return self.skip(option, length, ReplyType::ERR_UNSUP);
+        }
+        if length > 0 || self.encryption == Encryption::Active {
+            return self.skip(option, length, ReplyType::ERR_INVALID);
+        }
+        let fresh = Server::fresh(State::OptionHeader, Encryption::Active);
+        let next = Server { no_zeroes: self.no_zeroes, ..fresh };
+        Step::StartTls { send: reply(option, ReplyType::ACK, ""), next }
     }
 
     /// Skips what is left of an option's data, then answers.

@@ -236,6 +236,8 @@ impl Replies {
     ) -> Poll<io::Result<()>> {
         let queue = self.queue.borrow();
         if queue.is_empty() {
+            // An encrypted stream may hold the end of the last reply back.
+            ready!(Pin::new(stream).poll_flush(cx))?;
             return Poll::Pending;
         }
         let mut slices = Vec::with_capacity(2 * queue.len().min(GATHER_MAX));

@@ -1,0 +1,82 @@
+//! Certificates for a test: an authority, a server it vouches for, and clients.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+/// An authority and what it has signed, in a directory of its own.
+pub struct Authority {
+    dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A new one, which nobody else trusts.
+    ///
+    /// # Panics
+    /// When the system has no randomness or no room.
+    #[must_use]
+    pub fn new() -> Authority {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority for a test");
+        let own = params.self_signed(&key).expect("a certificate");
+        fs::write(dir.path().join("ca-cert.pem"), own.pem()).expect("it can be written");
+        Authority { dir, issuer: Issuer::new(params, key) }
+    }
+
+    /// Its own certificate.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("ca-cert.pem")
+    }
+
+    /// Certificate and key of a server on this machine.
+    #[must_use]
+    pub fn server(&self) -> (PathBuf, PathBuf) {
+        self.sign("server", &["localhost", "127.0.0.1"])
+    }
+
+    /// A directory as libnbd and QEMU want it, which trusts this authority and shows a certificate of
+    /// `signer`.
+    #[must_use]
+    pub fn client_of(&self, signer: &Authority) -> TempDir {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let (cert, key) = signer.sign("client", &["client"]);
+        for (from, to) in [(self.root(), "ca-cert.pem"), (cert, "client-cert.pem"), (key, "client-key.pem")] {
+            fs::copy(from, dir.path().join(to)).expect("it can be copied");
+        }
+        dir
+    }
+
+    /// A directory as libnbd and QEMU want it, which trusts this authority and shows nothing.
+    #[must_use]
+    pub fn anonymous(&self) -> TempDir {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        fs::copy(self.root(), dir.path().join("ca-cert.pem")).expect("it can be copied");
+        dir
+    }
+
+    fn sign(&self, name: &str, alternatives: &[&str]) -> (PathBuf, PathBuf) {
+        let alternatives: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(alternatives).expect("names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let at = |what| self.dir.path().join(format!("{name}-{what}.pem"));
+        let write = |path: &Path, text: String| fs::write(path, text).expect("it can be written");
+        write(&at("cert"), cert.pem());
+        write(&at("key"), key.serialize_pem());
+        (at("cert"), at("key"))
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Authority {
+        Authority::new()
+    }
+}
