@@ -88,9 +88,9 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
     if let Request::List { export } = &request {
         let chosen = match export {
             Some(_) => vec![choose(exports, export.as_deref())?],
-            None => exports.iter().collect(),
+            None => exports.all(),
         };
-        return Ok(Answer::Exports(chosen.into_iter().map(|export| Status::of(export)).collect()));
+        return Ok(Answer::Exports(chosen.iter().map(|export| Status::of(export)).collect()));
     }
     let export = choose(exports, request.export())?;
     tracing::info!(export = export.name(), ?request, "the operator orders");
@@ -107,15 +107,15 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
             }
         }
     }
-    Ok(Answer::Exports(vec![Status::of(export)]))
+    Ok(Answer::Exports(vec![Status::of(&export)]))
 }
 
 /// The export of that name, or the only one.
-fn choose<'a>(exports: &'a Registry, name: Option<&str>) -> Result<&'a Arc<Export>, String> {
+fn choose(exports: &Registry, name: Option<&str>) -> Result<Arc<Export>, String> {
     match name {
         Some(name) => exports.get(name).ok_or_else(|| format!("there is no export named {name:?}")),
         None => {
-            let mut all = exports.iter();
+            let mut all = exports.all().into_iter();
             match (all.next(), all.next()) {
                 (Some(only), None) => Ok(only),
                 _ => Err("there are several exports; say which (--export NAME)".into()),

@@ -27,6 +27,11 @@ pub struct Cli {
 pub enum Command {
     /// Ask or tell a running server (to serve a file named ctl, write ./ctl)
     Ctl(Ctl),
+    /// Check a configuration file, also while a server runs by it
+    CheckConfig {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// `nbd-server ctl`.
@@ -87,8 +92,20 @@ Examples:
   nbd-server ctl --admin /run/nbd.admin list --json | jq '.exports[].unstable_bytes'";
 
 /// What is to be served, where and how.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Serve {
+    /// Serve what this file says (TOML; see the README); SIGHUP reads it again
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "listen", "unix", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
+            "tls", "read_only", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
+            "exports",
+        ]
+    )]
+    pub config: Option<PathBuf>,
+
     /// TCP address to listen on; may be given several times [default: 127.0.0.1:10809, unless
     /// --unix is given]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -180,7 +197,7 @@ pub struct Serve {
 
     /// What to serve: a regular file, a block device, memory:SIZE or null:SIZE, optionally with
     /// the name clients ask for; one without a name is the default export
-    #[arg(required = true, value_name = "[NAME=]SPEC")]
+    #[arg(required_unless_present = "config", value_name = "[NAME=]SPEC")]
     pub exports: Vec<String>,
 }
 
@@ -200,6 +217,14 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line, for scripts
     Json,
+}
+
+impl Serve {
+    /// What holds where nothing is typed.
+    #[must_use]
+    pub fn untyped() -> Serve {
+        Cli::parse_from(["nbd-server", "--config", "-"]).serve
+    }
 }
 
 const EXAMPLES: &str = "\

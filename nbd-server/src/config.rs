@@ -1,14 +1,17 @@
-//! What was typed, opened and checked: every error a user can make is found here, before the
-//! first client connects, and told in one sentence.
+//! What was typed or written, and what it means: every error a user can make is found here, before
+//! the first client connects, and told in one sentence.
+//!
+//! A [`Plan`] is what the command line or a [file] says, checked as far as that goes without opening
+//! anything; [`Config::open`] opens it.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+pub mod file;
+mod open;
+
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use common::handshake::server::Encryption;
@@ -16,92 +19,176 @@ use common::proto::DEFAULT_PORT;
 use common::wire;
 
 use crate::backend::Access;
-use crate::backend::block::BlockBackend;
-use crate::backend::file::FileBackend;
-use crate::backend::memory::MemoryBackend;
-use crate::backend::null::NullBackend;
-use crate::cli::{Serve, TlsPolicy, parse_size};
-use crate::device::{Device, leaf};
-use crate::durability::EarlyLimits;
-use crate::durability::epoch::Ledger;
+use crate::cli::{Serve, TlsPolicy};
+use crate::durability::{EarlyLimits, Mode};
 use crate::engine::Pool;
-use crate::export::{Export, NameTaken, Registry};
-use crate::ledger;
+use crate::export::{Admission, Export, NameTaken, Registry};
 use crate::tls::{Files, Upgrader};
+use open::Opener;
 
-/// Sizes typed by a person must be a multiple of this many bytes.
-const SECTOR: u64 = 512;
-/// How long a lock on a block device may be held by udev, which looks at every new device.
-const UDEV_PATIENCE: Duration = Duration::from_secs(2);
+/// One export, as it is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Definition {
+    /// What clients ask for; empty for the default export.
+    pub name: String,
+    /// A path, `memory:SIZE` or `null:SIZE`.
+    pub serve: String,
+    /// Whether writes are refused.
+    pub access: Access,
+    /// What may be acknowledged before it is safe.
+    pub mode: Mode,
+    /// What `early-ack` may hold.
+    pub limits: EarlyLimits,
+    /// What people are told about it.
+    pub text: Option<String>,
+    /// Who may use it.
+    pub admission: Admission,
+}
 
-/// What the server is to do.
-pub struct Config {
+impl Definition {
+    /// Whether an export of the other definition becomes one of this by being told so.
+    #[must_use]
+    pub fn differs_in_manner_only(&self, other: &Definition) -> bool {
+        let storage = |it: &Definition| (it.name.clone(), it.serve.clone(), it.access, it.limits);
+        storage(self) == storage(other)
+    }
+}
+
+/// What is the same for all exports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Globals {
     /// TCP addresses to listen on.
     pub listen: Vec<SocketAddr>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
     /// Where the operator is heard.
     pub admin: Option<PathBuf>,
-    /// What to serve, opened and locked.
-    pub exports: Registry,
+    /// Where epochs are kept that cannot be kept with what is served.
+    pub state_dir: Option<PathBuf>,
     /// Threads that serve connections.
     pub workers: usize,
     /// Connections at a time.
     pub connections_max: usize,
     /// Bytes of payload of all connections together.
     pub memory_max: usize,
-    /// How connections are encrypted, and whether they must be.
-    pub tls: Option<(Upgrader, Encryption)>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
     /// How long clients may take to fetch their last replies at the end.
     pub shutdown_timeout: Duration,
 }
 
-impl Config {
-    /// Opens and checks everything.
-    pub fn open(cli: &Serve, pool: &Pool) -> anyhow::Result<Config> {
-        let opener = Opener::new(cli, pool);
-        let limits = early_limits(cli)?;
-        let mut exports = Registry::default();
+/// What the server is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What is the same for all exports.
+    pub globals: Globals,
+    /// How connections are encrypted, and whether they must be.
+    pub tls: Option<(Files, Encryption)>,
+    /// What to serve, each under a name of its own.
+    pub exports: Vec<Definition>,
+}
+
+impl Plan {
+    /// What the command line says.
+    pub fn typed(cli: &Serve) -> anyhow::Result<Plan> {
+        let mut plan = Plan { globals: globals(cli)?, tls: tls(cli), exports: Vec::new() };
         for spec in &cli.exports {
             let (name, spec) = split_name(spec);
-            wire::string(name.as_bytes()).with_context(|| format!("the export name {name:?}"))?;
-            let (storage, ledger) = opener.open(spec)?;
-            let export = Export::new(name.to_owned(), storage, cli.durability, limits, ledger);
-            if let Err(NameTaken) = exports.add(export) {
-                match name {
-                    "" => bail!("only one export can go without a name; name the others: NAME={spec}"),
-                    _ => bail!("two exports are named {name:?}"),
-                }
+            plan.add(Definition { name: name.to_owned(), serve: spec.to_owned(), ..definition(cli)? })?;
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, definition: Definition) -> anyhow::Result<()> {
+        let Definition { name, serve, .. } = &definition;
+        wire::string(name.as_bytes()).with_context(|| format!("the export name {name:?}"))?;
+        if self.exports.iter().any(|other| other.name == *name) {
+            match &name[..] {
+                "" => bail!("only one export can go without a name; name the others: NAME={serve}"),
+                _ => bail!("two exports are named {name:?}"),
             }
         }
-        Ok(Config {
-            listen: addresses(cli)?,
-            unix: cli.unix.clone(),
-            admin: cli.admin.clone(),
-            exports,
-            workers: match cli.workers {
-                Some(workers) => workers.get(),
-                None => thread::available_parallelism().map_or(1, usize::from),
-            },
-            connections_max: cli.max_connections.get(),
-            memory_max: usize::try_from(cli.max_memory).unwrap_or(usize::MAX),
-            tls: tls(cli)?,
-            handshake_timeout: cli.handshake_timeout,
-            shutdown_timeout: cli.shutdown_timeout,
-        })
+        self.exports.push(definition);
+        Ok(())
+    }
+
+    /// Checks what can be checked without opening what is to be served.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.upgrader()?;
+        self.exports.iter().try_for_each(open::check)
+    }
+
+    /// Reads what TLS needs.
+    pub fn upgrader(&self) -> anyhow::Result<Option<(Upgrader, Encryption)>> {
+        let open = |(files, policy): &(Files, Encryption)| Ok((Upgrader::open(files)?, *policy));
+        self.tls.as_ref().map(open).transpose()
+    }
+
+    /// Opens and locks one of its exports.
+    pub fn open(&self, definition: &Definition, pool: &Pool) -> anyhow::Result<Arc<Export>> {
+        Opener::new(self.globals.state_dir.clone(), pool).export(definition)
     }
 }
 
-fn tls(cli: &Serve) -> anyhow::Result<Option<(Upgrader, Encryption)>> {
-    let (Some(cert), Some(key)) = (&cli.tls_cert, &cli.tls_key) else { return Ok(None) };
-    let files = Files { cert: cert.clone(), key: key.clone(), ca: cli.tls_ca.clone() };
+/// A plan, opened and locked.
+pub struct Config {
+    /// What is to be done.
+    pub plan: Plan,
+    /// What to serve.
+    pub exports: Registry,
+    /// How connections are encrypted, and whether they must be.
+    pub tls: Option<(Upgrader, Encryption)>,
+}
+
+impl Config {
+    /// Opens everything.
+    pub fn open(plan: Plan, pool: &Pool) -> anyhow::Result<Config> {
+        let exports = Registry::default();
+        for definition in &plan.exports {
+            let export = plan.open(definition, pool)?;
+            exports.add(export).map_err(|NameTaken| anyhow::anyhow!("two exports have one name"))?;
+        }
+        Ok(Config { tls: plan.upgrader()?, plan, exports })
+    }
+}
+
+fn globals(cli: &Serve) -> anyhow::Result<Globals> {
+    Ok(Globals {
+        listen: addresses(cli)?,
+        unix: cli.unix.clone(),
+        admin: cli.admin.clone(),
+        state_dir: cli.state_dir.clone(),
+        workers: match cli.workers {
+            Some(workers) => workers.get(),
+            None => thread::available_parallelism().map_or(1, usize::from),
+        },
+        connections_max: cli.max_connections.get(),
+        memory_max: usize::try_from(cli.max_memory).unwrap_or(usize::MAX),
+        handshake_timeout: cli.handshake_timeout,
+        shutdown_timeout: cli.shutdown_timeout,
+    })
+}
+
+/// An export without name and storage.
+fn definition(cli: &Serve) -> anyhow::Result<Definition> {
+    Ok(Definition {
+        name: String::new(),
+        serve: String::new(),
+        access: if cli.read_only { Access::ReadOnly } else { Access::ReadWrite },
+        mode: cli.durability,
+        limits: early_limits(cli)?,
+        text: None,
+        admission: Admission::default(),
+    })
+}
+
+fn tls(cli: &Serve) -> Option<(Files, Encryption)> {
+    let (cert, key) = (cli.tls_cert.clone()?, cli.tls_key.clone()?);
     let policy = match cli.tls {
         TlsPolicy::Required => Encryption::Required,
         TlsPolicy::Optional => Encryption::Optional,
     };
-    Ok(Some((Upgrader::open(&files)?, policy)))
+    Some((Files { cert, key, ca: cli.tls_ca.clone() }, policy))
 }
 
 fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
@@ -141,114 +228,6 @@ fn split_name(text: &str) -> (&str, &str) {
     }
 }
 
-/// Opens what is to be served, as the command line says.
-struct Opener<'a> {
-    access: Access,
-    state_dir: Option<PathBuf>,
-    pool: &'a Pool,
-}
-
-/// What is served, and where its epoch is kept.
-type Opened = (Arc<dyn Device>, Ledger);
-
-impl Opener<'_> {
-    fn new<'a>(cli: &Serve, pool: &'a Pool) -> Opener<'a> {
-        let access = if cli.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let given = || std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        Opener { access, state_dir: cli.state_dir.clone().or_else(given), pool }
-    }
-
-    fn open(&self, spec: &str) -> anyhow::Result<Opened> {
-        if let Some(size) = spec.strip_prefix("memory:") {
-            let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
-            return Ok((leaf(memory), ledger::volatile()));
-        }
-        if let Some(size) = spec.strip_prefix("null:") {
-            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), ledger::nothing_to_lose()));
-        }
-        self.open_path(Path::new(spec))
-    }
-
-    fn open_path(&self, path: &Path) -> anyhow::Result<Opened> {
-        let (shown, access) = (path.display(), self.access);
-        let kind = std::fs::metadata(path).with_context(|| format!("cannot open {shown}"))?.file_type();
-        ensure!(!kind.is_dir(), "{shown} is a directory; give a regular file or a block device");
-        ensure!(
-            kind.is_file() || kind.is_block_device(),
-            "{shown} is neither a regular file nor a block device"
-        );
-
-        let mut options = OpenOptions::new();
-        options.read(true).write(access == Access::ReadWrite);
-        if kind.is_block_device() && access == Access::ReadWrite {
-            // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
-            options.custom_flags(nix::libc::O_EXCL);
-        }
-        let file = options.open(path).map_err(|error| explain_open(path, access, &error))?;
-        let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
-        lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
-        let ledger = match access {
-            Access::ReadWrite => {
-                ledger::open(&file, path, self.state_dir.as_deref(), self.pool).context(format!("{shown}"))?
-            }
-            Access::ReadOnly => ledger::nothing_to_lose(),
-        };
-        let device = if kind.is_block_device() {
-            leaf(BlockBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
-        } else {
-            leaf(FileBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
-        };
-        Ok((device, ledger))
-    }
-}
-
-fn typed_size(spec: &str, size: &str) -> anyhow::Result<u64> {
-    let size = parse_size(size).map_err(|error| anyhow::anyhow!("{spec}: {error}"))?;
-    ensure!(size > 0, "{spec}: the size is zero");
-    ensure!(
-        size.is_multiple_of(SECTOR),
-        "{spec}: the size must be a multiple of {SECTOR} bytes; {} is the nearest above",
-        size.next_multiple_of(SECTOR)
-    );
-    ensure!(i64::try_from(size).is_ok(), "{spec}: the size is larger than any device can be");
-    Ok(size)
-}
-
-fn explain_open(path: &Path, access: Access, error: &io::Error) -> anyhow::Error {
-    let shown = path.display();
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            if access == Access::ReadWrite =>
-        {
-            anyhow::anyhow!("cannot open {shown} for writing: {error}; --read-only serves it without")
-        }
-        io::ErrorKind::ResourceBusy => anyhow::anyhow!(
-            "{shown} is in use (mounted, or part of another device); serving it for writing would corrupt it"
-        ),
-        _ => anyhow::anyhow!("cannot open {shown}: {error}"),
-    }
-}
-
-/// Takes the advisory lock that keeps a second server off the same storage. It lives as long as
-/// the descriptor.
-fn lock(file: &File, access: Access, patience: Duration) -> anyhow::Result<()> {
-    let started = Instant::now();
-    loop {
-        let locked = match access {
-            Access::ReadWrite => file.try_lock(),
-            Access::ReadOnly => file.try_lock_shared(),
-        };
-        match locked {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
-                thread::sleep(Duration::from_millis(50));
-            }
-            Err(TryLockError::WouldBlock) => bail!("another server is using it"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,14 +238,5 @@ mod tests {
         assert_eq!(split_name("a=disk.img"), ("a", "disk.img"));
         assert_eq!(split_name("./a=b.img"), ("", "./a=b.img"));
         assert_eq!(split_name("a=b=c"), ("a", "b=c"));
-    }
-
-    #[test]
-    fn typed_sizes() {
-        assert_eq!(typed_size("", "1M").unwrap(), 1 << 20);
-        assert_eq!(typed_size("", "512").unwrap(), 512);
-        for bad in ["1000", "0", "", "abc", "-5", "99999999999T"] {
-            assert!(typed_size("memory:", bad).is_err(), "{bad}");
-        }
     }
 }

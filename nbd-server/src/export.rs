@@ -3,15 +3,15 @@
 //! The only place that assembles stacks, and the only one that turns a [`Shape`] into
 //! transmission flags.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+mod door;
+mod registry;
+
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use common::command::Terms;
 use common::handshake::context::Agreed;
-use common::handshake::server::Exports;
-use common::handshake::{self, BlockSizes, Listed};
+use common::handshake::{self, BlockSizes};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
 
 use crate::device::{Device, Health, Shape, Support, layered};
@@ -19,6 +19,10 @@ use crate::durability::epoch::Ledger;
 use crate::durability::{ChangeError, Durability, EarlyLimits, Mode};
 use crate::layer::order::Order;
 use crate::metrics::Counters;
+use door::Door;
+
+pub use door::{Admission, Peer, Visit};
+pub use registry::{NameTaken, Registry, Visible};
 
 /// The metadata context that tells holes from data.
 pub const ALLOCATION_CONTEXT: &str = "base:allocation";
@@ -34,6 +38,9 @@ pub struct Export {
     device: Arc<dyn Device>,
     durability: Arc<Durability>,
     counters: Counters,
+    door: Door,
+    /// What the operator has to say about it.
+    text: RwLock<Option<String>>,
 }
 
 impl Export {
@@ -49,7 +56,15 @@ impl Export {
         let durability = Durability::over(&storage, mode, limits, ledger);
         let promising = layered(Box::new(durability.clone()), storage);
         let device = layered(Box::new(Order::default()), promising);
-        Export { name, device, durability, counters: Counters::default() }
+        let door = Door::new(Admission::default());
+        let (counters, text) = (Counters::default(), RwLock::default());
+        Export { name, device, durability, counters, door, text }
+    }
+
+    /// Says who may use it from now on, and what people are told about it.
+    pub fn present(&self, text: Option<String>, admission: Admission) {
+        *self.text.write().unwrap_or_else(PoisonError::into_inner) = text;
+        self.door.change(admission);
     }
 
     /// The name clients ask for; empty for the default export.
@@ -140,11 +155,14 @@ impl Export {
 
     /// What people and programs are told about its promises.
     fn description(&self) -> String {
-        let mode = self.mode().description();
-        match self.epoch() {
-            Some(epoch) => format!("{mode} epoch={epoch:016x}"),
-            None => mode.to_owned(),
+        let mut told = self.mode().description().to_owned();
+        if let Some(epoch) = self.epoch() {
+            told += &format!(" epoch={epoch:016x}");
         }
+        if let Some(text) = &*self.text.read().unwrap_or_else(PoisonError::into_inner) {
+            told += &format!("; {text}");
+        }
+        told
     }
 
     fn describe(&self) -> handshake::Export {
@@ -176,62 +194,4 @@ fn transmission_flags(shape: Shape) -> TransmissionFlags {
         | when(!shape.read_only && shape.trim == Support::Native, TransmissionFlags::SEND_TRIM)
         | when(shape.coherent, TransmissionFlags::CAN_MULTI_CONN)
         | when(shape.rotational, TransmissionFlags::ROTATIONAL)
-}
-
-/// Another export has that name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NameTaken;
-
-/// Every export of the server, by name.
-#[derive(Default)]
-pub struct Registry {
-    exports: BTreeMap<String, Arc<Export>>,
-}
-
-impl Registry {
-    /// Adds an export under its name.
-    pub fn add(&mut self, export: Export) -> Result<(), NameTaken> {
-        match self.exports.entry(export.name.clone()) {
-            Entry::Occupied(_) => Err(NameTaken),
-            Entry::Vacant(place) => {
-                place.insert(Arc::new(export));
-                Ok(())
-            }
-        }
-    }
-
-    /// The export of that name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Arc<Export>> {
-        self.exports.get(name)
-    }
-
-    /// Every export.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Export>> {
-        self.exports.values()
-    }
-}
-
-impl Exports for Registry {
-    type Handle = Arc<Export>;
-
-    fn list(&self) -> Vec<Listed> {
-        let listed = |export: &Arc<Export>| Listed {
-            name: export.name.clone(),
-            description: Some(export.description()),
-        };
-        self.iter().map(listed).collect()
-    }
-
-    fn find(&self, name: &str) -> Option<(handshake::Export, Arc<Export>)> {
-        let export = self.exports.get(name)?;
-        Some((export.describe(), export.clone()))
-    }
-
-    fn contexts(&self, export: &Arc<Export>) -> Vec<String> {
-        // A client that knows an epoch selects this very one: a server that has forgotten something
-        // does not have it.
-        let epoch = export.epoch().map(|epoch| format!("{EPOCH_CONTEXT}{epoch:016x}"));
-        std::iter::once(ALLOCATION_CONTEXT.to_owned()).chain(epoch).collect()
-    }
 }

@@ -1,20 +1,22 @@
 //! The `nbd-server` binary: parse, open, serve.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use nbd_server::cli::{Cli, Command, LogFormat, Serve};
-use nbd_server::config::Config;
+use nbd_server::config::{Config, Plan};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
-use nbd_server::server;
+use nbd_server::server::{self, Reloader};
 use tracing::Level;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Some(Command::Ctl(ctl)) => ctl::run(ctl),
+        Some(Command::CheckConfig { file }) => check(file),
         None => serve(&cli.serve),
     };
     match done {
@@ -29,9 +31,21 @@ fn main() -> ExitCode {
 fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
     start_log(cli);
     let pool = Pool::start(pool::THREADS)?;
-    let config = Config::open(cli, &pool)?;
+    let plan = match &cli.config {
+        Some(file) => Plan::read(file)?,
+        None => Plan::typed(cli)?,
+    };
+    let config = Config::open(plan, &pool)?;
+    let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), pool));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(server::run(config))
+    runtime.block_on(server::run(config, reloader))
+}
+
+fn check(file: &Path) -> anyhow::Result<ExitCode> {
+    let plan = Plan::read(file)?;
+    plan.check()?;
+    println!("{}: fine, with {} exports", file.display(), plan.exports.len());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(cli: &Serve) {

@@ -1,10 +1,11 @@
 //! The server's life: listen, hand connections to workers, stop in good order.
 
+mod reload;
+
 use std::io::Write;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, RwLock};
 
 use anyhow::Context;
 use common::handshake::server::Encryption;
@@ -18,56 +19,69 @@ use tokio::time::timeout;
 
 use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
-use crate::config::Config;
+use crate::config::{Config, Globals};
 use crate::listen::Listener;
 use crate::session::Memory;
-use crate::worker::{self, Arrival, Shared};
+use crate::worker::{self, Shared, Task};
+
+pub use reload::Reloader;
 
 /// Serves until a signal says stop; the exit code says whether everything is durable.
-pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Result<ExitCode> {
+    let Config { plan, exports, tls } = config;
+    let globals = plan.globals;
     let mut signals = Signals::catch()?;
-    let listeners = listen(&config).await?;
-    let admin = config.admin.as_deref().map(Admin::listen).transpose()?;
+    let listeners = listen(&globals).await?;
+    let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
+    let policy = tls.as_ref().map(|(_, policy)| *policy);
     let (stop, stopped) = oneshot::channel();
-    let budget = Budget::new(config.memory_max);
+    let budget = Budget::new(globals.memory_max);
     let shared = Arc::new(Shared {
-        exports: config.exports,
+        exports,
         memory: Memory { pool: Arc::new(Pool::default()), budget },
-        tls: config.tls.clone(),
-        handshake_timeout: config.handshake_timeout,
+        tls: RwLock::new(tls),
+        handshake_timeout: globals.handshake_timeout,
+        shutdown_timeout: globals.shutdown_timeout,
         stop: stopped.shared(),
     });
-    let workers = (0..config.workers)
+    let workers = (0..globals.workers)
         .map(|number| worker::start(number, shared.clone()))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let places = Arc::new(Semaphore::new(config.connections_max));
-    announce(&listeners, config.tls.as_ref().map(|(_, policy)| *policy))?;
+    for export in shared.exports.all() {
+        workers[0].send(Task::Keep(export)).context("a worker has died")?;
+    }
+    let places = Arc::new(Semaphore::new(globals.connections_max));
+    announce(&listeners, policy)?;
 
+    let hangup = match &mut reloader {
+        Some(reloader) => Hangup::Reloads(reloader, &workers[0]),
+        None => Hangup::Stops,
+    };
     // Heard to the end: an order that was begun is carried out.
     let mut hearing = pin!(hear(admin.as_ref(), &shared));
     tokio::select! {
         never = accept_all(&listeners, &workers, &places) => match never {},
         never = &mut hearing => match never {},
-        () = signals.stop(&shared) => {}
+        () = signals.stop(&shared, hangup) => {}
     }
     drop(listeners);
     let _workers_listen_while_they_live = stop.send(());
     tokio::select! {
-        code = finish(&shared, &places, config.connections_max, config.shutdown_timeout) => code,
+        code = finish(&shared, &places, globals.connections_max) => code,
         never = &mut hearing => match never {},
-        () = signals.stop(&shared) => {
+        () = signals.stop(&shared, Hangup::IsIgnored) => {
             tracing::error!("second signal: leaving at once; what was not durable may be lost");
             Ok(ExitCode::FAILURE)
         }
     }
 }
 
-async fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
+async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
-    for address in &config.listen {
+    for address in &globals.listen {
         listeners.push(Listener::tcp(*address).await?);
     }
-    for path in &config.unix {
+    for path in &globals.unix {
         listeners.push(Listener::unix(path)?);
     }
     Ok(listeners)
@@ -97,7 +111,7 @@ async fn hear(admin: Option<&Admin>, shared: &Shared) -> std::convert::Infallibl
 /// Accepts on all listeners and hands connections to the workers in turn.
 async fn accept_all(
     listeners: &[Listener],
-    workers: &[mpsc::UnboundedSender<Arrival>],
+    workers: &[mpsc::UnboundedSender<Task>],
     places: &Arc<Semaphore>,
 ) -> std::convert::Infallible {
     let turn = std::cell::Cell::new(0);
@@ -117,26 +131,21 @@ async fn accept_all(
         };
         let worker = &workers[turn.get() % workers.len()];
         turn.set(turn.get() + 1);
-        if worker.send((socket, permit)).is_err() {
+        if worker.send(Task::Serve(socket, permit)).is_err() {
             tracing::error!("a worker has died; the connection is dropped");
         }
     }
 }
 
 /// Waits for the connections to end, then makes everything durable.
-async fn finish(
-    shared: &Shared,
-    places: &Semaphore,
-    connections_max: usize,
-    patience: Duration,
-) -> anyhow::Result<ExitCode> {
+async fn finish(shared: &Shared, places: &Semaphore, connections_max: usize) -> anyhow::Result<ExitCode> {
     let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
     let mut code = ExitCode::SUCCESS;
-    if timeout(patience, places.acquire_many(all)).await.is_err() {
+    if timeout(shared.shutdown_timeout, places.acquire_many(all)).await.is_err() {
         tracing::error!("some clients did not fetch their last replies in time (--shutdown-timeout)");
         code = ExitCode::FAILURE;
     }
-    let closings = shared.exports.iter().map(|export| async move {
+    let closings = shared.exports.unclosed().into_iter().map(|export| async move {
         let closed = export.close().await;
         tracing::info!(export = export.name(), counters = %export.counters(), "closed");
         closed.map_err(|error| tracing::error!(export = export.name(), %error, "not everything is durable"))
@@ -147,10 +156,21 @@ async fn finish(
     Ok(code)
 }
 
+/// What SIGHUP does.
+enum Hangup<'a> {
+    /// Where there is a configuration file.
+    Reloads(&'a mut Reloader, &'a mpsc::UnboundedSender<Task>),
+    /// Where there is none: a terminal has gone.
+    Stops,
+    /// While the server stops already.
+    IsIgnored,
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     report: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -160,17 +180,23 @@ impl Signals {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
             report: catch(SignalKind::user_defined1())?,
+            hangup: catch(SignalKind::hangup())?,
         })
     }
 
     /// Returns at SIGTERM or SIGINT; logs the counters at SIGUSR1.
-    async fn stop(&mut self, shared: &Shared) {
+    async fn stop(&mut self, shared: &Shared, mut hangup: Hangup<'_>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => match &mut hangup {
+                    Hangup::Reloads(reloader, keeper) => reloader.reload(shared, keeper).await,
+                    Hangup::Stops => return,
+                    Hangup::IsIgnored => {}
+                },
                 _ = self.report.recv() => {
-                    for export in shared.exports.iter() {
+                    for export in shared.exports.all() {
                         let health = export.health();
                         tracing::info!(
                             export = export.name(),

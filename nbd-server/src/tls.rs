@@ -16,9 +16,10 @@ use rustls::{CipherSuite, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use webpki::EndEntityCert;
 
 /// Where the parts of it are, in PEM.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     /// The server's certificate, and those that lead to its root.
     pub cert: PathBuf,
@@ -66,6 +67,16 @@ impl Upgrader {
         stream: S,
     ) -> std::io::Result<TlsStream<S>> {
         self.0.accept(stream).await
+    }
+}
+
+/// The DNS names in the certificate that the client has shown.
+pub fn names<S>(stream: &TlsStream<S>) -> Vec<String> {
+    let (_, session) = stream.get_ref();
+    let Some([shown, ..]) = session.peer_certificates() else { return Vec::new() };
+    match EndEntityCert::try_from(shown) {
+        Ok(certificate) => certificate.valid_dns_names().map(str::to_owned).collect(),
+        Err(_) => Vec::new(),
     }
 }
 

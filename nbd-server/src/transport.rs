@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -36,6 +36,15 @@ impl Socket {
     /// Takes an accepted Unix connection.
     pub fn unix(stream: UnixStream) -> io::Result<Socket> {
         Ok(Socket::Unix(stream.into_std()?))
+    }
+
+    /// Where its client is, unless it is on this host.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Socket::Tcp(_, peer) => Some(peer.ip()),
+            Socket::Unix(_) => None,
+        }
     }
 
     /// Gives the socket to the runtime of this thread.

@@ -1,8 +1,8 @@
 //! Workers: threads with a runtime each, on which connections live from greeting to goodbye.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::device::Clock;
-use crate::export::{Export, Registry};
+use crate::export::{Export, Peer, Registry, Visible};
 use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
-use crate::tls::Upgrader;
+use crate::tls::{self, Upgrader};
 use crate::transport::{Adapted, Socket, Stream};
 
 /// How long a client may hold memory without sending or reading, while others wait for memory.
@@ -39,18 +39,25 @@ pub struct Shared {
     /// Payload buffers and their limit.
     pub memory: Memory,
     /// How connections are encrypted, and whether they must be.
-    pub tls: Option<(Upgrader, Encryption)>,
+    pub tls: RwLock<Option<(Upgrader, Encryption)>>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// How long clients may take to fetch their last replies.
+    pub shutdown_timeout: Duration,
     /// Resolves when the server stops.
     pub stop: SharedFuture<oneshot::Receiver<()>>,
 }
 
-/// A connection on its way to a worker, with its share of the connection limit.
-pub type Arrival = (Socket, OwnedSemaphorePermit);
+/// What is given to a worker.
+pub enum Task {
+    /// A connection, with its share of the connection limit.
+    Serve(Socket, OwnedSemaphorePermit),
+    /// What an export does on its own account, until it is retired and closed.
+    Keep(Arc<Export>),
+}
 
 /// Starts a worker; it ends when the sender is dropped and its connections have ended.
-pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::UnboundedSender<Arrival>> {
+pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::UnboundedSender<Task>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -58,7 +65,7 @@ pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::Unbound
         .context("cannot start a worker's runtime")?;
     thread::Builder::new()
         .name(format!("worker-{number}"))
-        .spawn(move || LocalSet::new().block_on(&runtime, work(number, shared, receiver)))
+        .spawn(move || LocalSet::new().block_on(&runtime, work(shared, receiver)))
         .context("cannot start a worker thread")?;
     Ok(sender)
 }
@@ -72,21 +79,37 @@ impl Clock for RuntimeClock {
     }
 }
 
-/// Runs what the exports do on their own account, on one worker.
-fn run_background(shared: &Shared) {
-    for export in shared.exports.iter() {
-        let export = export.clone();
-        tokio::task::spawn_local(async move { export.device().background(Rc::new(RuntimeClock)).await });
-    }
+/// Runs what an export does on its own account. Once it is retired and its connections are gone, it
+/// is closed.
+async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
+    let end = async {
+        export.retired().await;
+        if timeout(shared.shutdown_timeout, export.empty()).await.is_err() {
+            tracing::error!(export = export.name(), "some clients did not fetch their last replies in time");
+        }
+        if let Err(error) = export.close().await {
+            tracing::error!(export = export.name(), %error, "not everything is durable");
+        }
+    };
+    // Closing needs the background, so both go on until the end.
+    select(pin!(export.device().background(Rc::new(RuntimeClock))), pin!(end)).await;
+    shared.exports.let_go(&export);
+    let (name, counters) = (export.name().to_owned(), export.counters().to_string());
+    drop(export);
+    tracing::info!(export = name, counters, "removed");
 }
 
-async fn work(number: usize, shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
-    if number == 0 {
-        run_background(&shared);
-    }
-    while let Some((socket, permit)) = arrivals.recv().await {
-        let span = tracing::info_span!("client", %socket);
+async fn work(shared: Arc<Shared>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+    while let Some(task) = tasks.recv().await {
         let shared = shared.clone();
+        let (socket, permit) = match task {
+            Task::Serve(socket, permit) => (socket, permit),
+            Task::Keep(export) => {
+                tokio::task::spawn_local(keep(export, shared));
+                continue;
+            }
+        };
+        let span = tracing::info_span!("client", %socket);
         let connection = async move {
             serve(socket, &shared).await;
             drop(permit);
@@ -96,9 +119,10 @@ async fn work(number: usize, shared: Arc<Shared>, mut arrivals: mpsc::UnboundedR
 }
 
 async fn serve(socket: Socket, shared: &Shared) {
+    let peer = Peer { address: socket.peer(), names: Vec::new() };
     let end = match socket.adopt() {
-        Ok(Stream::Tcp(stream)) => converse(stream, shared).await,
-        Ok(Stream::Unix(stream)) => converse(stream, shared).await,
+        Ok(Stream::Tcp(stream)) => converse(stream, peer, shared).await,
+        Ok(Stream::Unix(stream)) => converse(stream, peer, shared).await,
         Err(error) => End::Broken(error),
     };
     match end {
@@ -109,17 +133,22 @@ async fn serve(socket: Socket, shared: &Shared) {
 
 /// One connection: negotiate within the time limit, in the clear and then perhaps encrypted,
 /// transmit under watch, close.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared) -> End {
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shared: &Shared) -> End {
     let deadline = Instant::now() + shared.handshake_timeout;
-    let policy = shared.tls.as_ref().map_or(Encryption::Unavailable, |(_, policy)| *policy);
+    let (upgrader, policy) = match shared.tls.read().unwrap_or_else(PoisonError::into_inner).clone() {
+        Some((upgrader, policy)) => (Some(upgrader), policy),
+        None => (None, Encryption::Unavailable),
+    };
+    let exports = Visible { registry: &shared.exports, peer: &peer };
     let mut clear = Adapted(stream);
-    let negotiation = session::negotiate(&mut clear, &shared.exports, policy);
+    let negotiation = session::negotiate(&mut clear, &exports, policy);
     let server = match in_time(negotiation, deadline, shared).await {
         Ok(Negotiated::Export(export, agreed)) => return transmit(clear, export, agreed, shared).await,
         Ok(Negotiated::StartTls(server)) => server,
         Err(end) => return end,
     };
-    match in_time(secure(clear.0, server, shared), deadline, shared).await {
+    let upgrader = upgrader.expect("STARTTLS is agreed on only where there is TLS");
+    match in_time(secure(clear.0, server, &upgrader, peer, shared), deadline, shared).await {
         Ok((encrypted, export, agreed)) => transmit(encrypted, export, agreed, shared).await,
         Err(end) => end,
     }
@@ -129,11 +158,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: &Shared)
 async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     server: Server,
+    upgrader: &Upgrader,
+    peer: Peer,
     shared: &Shared,
 ) -> Result<(Adapted<impl AsyncRead + AsyncWrite + Unpin>, Arc<Export>, Agreed), End> {
-    let (upgrader, _) = shared.tls.as_ref().expect("STARTTLS is agreed on only where there is TLS");
     let mut encrypted = Adapted(upgrader.upgrade(stream).await?);
-    match session::resume(&mut encrypted, &shared.exports, server).await? {
+    let peer = Peer { names: tls::names(&encrypted.0), ..peer };
+    let exports = Visible { registry: &shared.exports, peer: &peer };
+    match session::resume(&mut encrypted, &exports, server).await? {
         Negotiated::Export(export, agreed) => Ok((encrypted, export, agreed)),
         Negotiated::StartTls(_) => unreachable!("an encrypted stream is not upgraded again"),
     }
@@ -161,14 +193,16 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     agreed: Agreed,
     shared: &Shared,
 ) -> End {
-    let counted = export.clone();
-    let _open = counted.counters().connected();
+    let Some(visit) = export.visit() else {
+        tracing::warn!(export = export.name(), "too many connections to the export: closing this one");
+        return End::Stopped;
+    };
     tracing::debug!(export = export.name(), ?agreed, "transmission begins");
 
     let progress = Rc::new(Progress::default());
     let (give_up, gave_up) = oneshot::channel();
     let stop = select(
-        shared.stop.clone().map(|_| Stop::Gently),
+        select(shared.stop.clone(), export.retired()).map(|_| Stop::Gently),
         // A watcher that is gone never gives up.
         gave_up
             .then(|given| async move {
@@ -181,11 +215,16 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     )
     .map(|either| either.factor_first().0);
     let memory = shared.memory.clone();
+    let counted = export.clone();
+    let open = counted.counters().connected();
     let transmission = session::transmit(&mut stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
         end = transmission => end,
         never = watch(&progress, shared, give_up) => match never {},
     };
+    // Nothing of the export is held while the last bytes of its client are waited for.
+    drop(open);
+    drop((counted, visit));
     close(stream.0, &end).await;
     end
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::disk::Disk;
-use crate::server::{Builder, Server, binary};
+use crate::server::{Builder, Server, server_tool};
 use crate::tool::{self, Done};
 
 /// Where a server hears its operator.
@@ -38,7 +38,7 @@ impl Operator {
         let socket = self.socket.to_str().expect("temporary paths are text");
         let mut all = vec!["ctl", "--admin", socket];
         all.extend(words);
-        tool::run(binary(), &all)
+        tool::run(server_tool(), &all)
     }
 
     /// Says something that must be done.

@@ -48,6 +48,8 @@ pub struct Builder {
     socket: Option<PathBuf>,
     tcp: bool,
     unix: bool,
+    /// Listeners that a configuration file brings.
+    listeners: usize,
 }
 
 impl Builder {
@@ -93,13 +95,22 @@ impl Builder {
         self
     }
 
+    /// Runs by a configuration file that says where to listen, so many times.
+    #[must_use]
+    pub fn config(mut self, file: &Path, listeners: usize) -> Builder {
+        self.args.extend(["--config".into(), file.into()]);
+        self.listeners = listeners;
+        self
+    }
+
     /// Starts it and waits until it says where it listens.
     ///
     /// # Panics
     /// When it ends instead.
     #[must_use]
     pub fn start(self) -> Server {
-        let listeners = usize::from(self.tcp) + usize::from(self.unix) + usize::from(self.socket.is_some());
+        let typed = usize::from(self.tcp) + usize::from(self.unix) + usize::from(self.socket.is_some());
+        let listeners = typed + self.listeners;
         let mut server = self.spawn();
         server.endpoints = wait_for("the server to listen", || {
             if let Some(status) = server.child.try_wait().expect("a child can be asked for its status") {
@@ -122,7 +133,7 @@ impl Builder {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let socket = self.socket.or_else(|| self.unix.then(|| dir.path().join("nbd.sock")));
         let mut words = self.wrap;
-        words.push(binary().into());
+        words.push(server_tool().into());
         if let Some(socket) = socket {
             words.extend(["--unix".into(), socket.into()]);
         }
@@ -292,7 +303,7 @@ pub(crate) fn status(process: Pid, name: &str) -> u64 {
 }
 
 /// The server's binary: `NBD_SERVER_BIN` if that is set, else it is built, once per process.
-pub(crate) fn binary() -> &'static Path {
+pub fn server_tool() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
         .get_or_init(|| std::env::var_os("NBD_SERVER_BIN").map_or_else(|| build("nbd-server"), PathBuf::from))

@@ -29,7 +29,7 @@ use crate::device::{Background, Clock, Device, Extent, Health, Io, Layer, overla
 use cache::Cache;
 
 /// How much `early-ack` may hold, and for how long.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EarlyLimits {
     /// Bytes acknowledged and not yet below, per export.
     pub dirty_max: usize,

@@ -158,7 +158,7 @@ impl Subject {
     #[must_use]
     pub fn program(&self) -> Option<PathBuf> {
         match self.family {
-            Family::Ours => Some(server::binary().to_owned()),
+            Family::Ours => Some(server::server_tool().to_owned()),
             Family::Nbdkit => tool::find("nbdkit", "nbdkit"),
             Family::QemuNbd => tool::find("qemu-nbd", "qemu-utils"),
             Family::NbdServer => tool::find("nbd-server", "nbd-server"),

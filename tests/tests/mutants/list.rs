@@ -175,7 +175,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "self.export.write_back().await;" =>
         "Ok::<(), io::Error>(());";
     "answer-forgotten" "I10" REPLIES:
-        "let head = self.failure(WireError::EIO, \"a bug in the server\");\n            self.answer(head, None);" =>
+        "self.failure(WireError::EIO, \"a bug in the server\", None);" =>
         "";
     "answer-to-the-wrong-request" "I10" REPLIES:
         "cookie: self.cookie }.encode()" =>

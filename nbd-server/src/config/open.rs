@@ -1,0 +1,171 @@
+//! Opening and locking what is to be served.
+
+use std::fs::{File, FileType, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use super::Definition;
+use crate::backend::Access;
+use crate::backend::block::BlockBackend;
+use crate::backend::file::FileBackend;
+use crate::backend::memory::MemoryBackend;
+use crate::backend::null::NullBackend;
+use crate::cli::parse_size;
+use crate::device::{Device, leaf};
+use crate::durability::epoch::Ledger;
+use crate::engine::Pool;
+use crate::export::Export;
+use crate::ledger;
+
+/// Sizes typed by a person must be a multiple of this many bytes.
+const SECTOR: u64 = 512;
+/// How long a lock on a block device may be held by udev, which looks at every new device.
+const UDEV_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Opens what is to be served.
+pub(super) struct Opener<'a> {
+    state_dir: Option<PathBuf>,
+    pool: &'a Pool,
+}
+
+/// What is served, and where its epoch is kept.
+type Opened = (Arc<dyn Device>, Ledger);
+
+impl Opener<'_> {
+    /// `state_dir` is where epochs are kept that cannot be kept with what is served.
+    pub(super) fn new(state_dir: Option<PathBuf>, pool: &Pool) -> Opener<'_> {
+        let given = || std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Opener { state_dir: state_dir.or_else(given), pool }
+    }
+
+    /// Opens and locks an export.
+    pub(super) fn export(&self, definition: &Definition) -> anyhow::Result<Arc<Export>> {
+        let Definition { name, serve, access, mode, limits, text, admission, .. } = definition;
+        let (storage, ledger) = self.open(serve, *access)?;
+        let export = Export::new(name.clone(), storage, *mode, *limits, ledger);
+        export.present(text.clone(), admission.clone());
+        Ok(Arc::new(export))
+    }
+
+    fn open(&self, spec: &str, access: Access) -> anyhow::Result<Opened> {
+        if let Some(size) = spec.strip_prefix("memory:") {
+            let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
+            return Ok((leaf(memory), ledger::volatile()));
+        }
+        if let Some(size) = spec.strip_prefix("null:") {
+            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), ledger::nothing_to_lose()));
+        }
+        self.open_path(Path::new(spec), access)
+    }
+
+    fn open_path(&self, path: &Path, access: Access) -> anyhow::Result<Opened> {
+        let (shown, kind) = (path.display(), kind_of(path)?);
+
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        if kind.is_block_device() && access == Access::ReadWrite {
+            // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
+            options.custom_flags(nix::libc::O_EXCL);
+        }
+        let file = options.open(path).map_err(|error| explain_open(path, access, &error))?;
+        let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
+        lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
+        let ledger = match access {
+            Access::ReadWrite => {
+                ledger::open(&file, path, self.state_dir.as_deref(), self.pool).context(format!("{shown}"))?
+            }
+            Access::ReadOnly => ledger::nothing_to_lose(),
+        };
+        let device = if kind.is_block_device() {
+            leaf(BlockBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+        } else {
+            leaf(FileBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+        };
+        Ok((device, ledger))
+    }
+}
+
+/// Checks what can be checked without opening anything.
+pub(super) fn check(definition: &Definition) -> anyhow::Result<()> {
+    let spec = &definition.serve;
+    match spec.strip_prefix("memory:").or_else(|| spec.strip_prefix("null:")) {
+        Some(size) => typed_size(spec, size).map(|_| ()),
+        None => kind_of(Path::new(spec)).map(|_| ()),
+    }
+}
+
+/// What is at a path, if it can be served.
+fn kind_of(path: &Path) -> anyhow::Result<FileType> {
+    let shown = path.display();
+    let kind = std::fs::metadata(path).with_context(|| format!("cannot open {shown}"))?.file_type();
+    ensure!(!kind.is_dir(), "{shown} is a directory; give a regular file or a block device");
+    ensure!(kind.is_file() || kind.is_block_device(), "{shown} is neither a regular file nor a block device");
+    Ok(kind)
+}
+
+fn typed_size(spec: &str, size: &str) -> anyhow::Result<u64> {
+    let size = parse_size(size).map_err(|error| anyhow::anyhow!("{spec}: {error}"))?;
+    ensure!(size > 0, "{spec}: the size is zero");
+    ensure!(
+        size.is_multiple_of(SECTOR),
+        "{spec}: the size must be a multiple of {SECTOR} bytes; {} is the nearest above",
+        size.next_multiple_of(SECTOR)
+    );
+    ensure!(i64::try_from(size).is_ok(), "{spec}: the size is larger than any device can be");
+    Ok(size)
+}
+
+fn explain_open(path: &Path, access: Access, error: &io::Error) -> anyhow::Error {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            if access == Access::ReadWrite =>
+        {
+            anyhow::anyhow!("cannot open {shown} for writing: {error}; --read-only serves it without")
+        }
+        io::ErrorKind::ResourceBusy => anyhow::anyhow!(
+            "{shown} is in use (mounted, or part of another device); serving it for writing would corrupt it"
+        ),
+        _ => anyhow::anyhow!("cannot open {shown}: {error}"),
+    }
+}
+
+/// Takes the advisory lock that keeps a second server off the same storage. It lives as long as
+/// the descriptor.
+fn lock(file: &File, access: Access, patience: Duration) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        let locked = match access {
+            Access::ReadWrite => file.try_lock(),
+            Access::ReadOnly => file.try_lock_shared(),
+        };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => bail!("another server is using it"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typed_sizes() {
+        assert_eq!(typed_size("", "1M").unwrap(), 1 << 20);
+        assert_eq!(typed_size("", "512").unwrap(), 512);
+        for bad in ["1000", "0", "", "abc", "-5", "99999999999T"] {
+            assert!(typed_size("memory:", bad).is_err(), "{bad}");
+        }
+    }
+}

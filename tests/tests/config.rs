@@ -1,0 +1,236 @@
+//! Proves, against the running server: a configuration file says all that flags say and more; it can be
+//! checked; SIGHUP adds, removes and changes exports while clients of the others notice nothing; a bad
+//! file changes nothing and its line is named; and an export is there only for those it admits.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::handshake::Listed;
+use common::option::decode_listed;
+use common::proto::{OptionType, ReplyType, WireError};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tests::client::{Client, FUA, PLAIN};
+use tests::disk::{Disk, pattern};
+use tests::haggle::Haggle;
+use tests::pki::Authority;
+use tests::server::{Endpoint, Server, server_tool};
+use tests::tool;
+
+/// A configuration file in a directory of its own.
+struct File {
+    dir: TempDir,
+}
+
+impl File {
+    fn of(exports: &str) -> File {
+        let file = File { dir: tempfile::tempdir().expect("a temporary directory can be made") };
+        file.write(exports);
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("nbd.toml")
+    }
+
+    /// Says where to listen, and then this.
+    fn write(&self, exports: &str) {
+        let socket = self.dir.path().join("nbd.sock");
+        let text = format!("listen = [\"127.0.0.1:0\"]\nunix = [{socket:?}]\n{exports}");
+        fs::write(self.path(), text).expect("it can be written");
+    }
+
+    fn serve(&self) -> Server {
+        Server::builder().config(&self.path(), 2).start()
+    }
+}
+
+/// Sends SIGHUP and waits until the log says `what`.
+fn reload(server: &Server, what: &str) {
+    server.signal(Signal::SIGHUP);
+    let _line = server.logged(what);
+}
+
+/// The exports that are listed at an endpoint.
+fn listed(endpoint: &Endpoint) -> Vec<Listed> {
+    let (pieces, reply) = Haggle::modern(endpoint).ask(OptionType::LIST, b"");
+    assert_eq!(reply, ReplyType::ACK);
+    pieces.iter().map(|piece| decode_listed(piece).expect("an export")).collect()
+}
+
+fn names(endpoint: &Endpoint) -> Vec<String> {
+    listed(endpoint).into_iter().map(|it| it.name).collect()
+}
+
+fn export(name: &str, serve: &str, more: &str) -> String {
+    format!("[[export]]\nname = {name:?}\nserve = {serve:?}\n{more}\n")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of text")
+}
+
+#[test]
+fn a_file_says_what_is_served_and_how() {
+    let disk = Disk::holding(&pattern(1, 1 << 20));
+    let file = File::of(
+        &(export("a", text(disk.path()), "description = \"the first\"\nread-only = true")
+            + &export("b", "memory:1M", "durability = \"early-ack\"")),
+    );
+    let server = file.serve();
+    for endpoint in server.endpoints() {
+        let told: Vec<(String, String)> =
+            listed(endpoint).into_iter().map(|it| (it.name, it.description.unwrap_or_default())).collect();
+        assert_eq!(told[0], ("a".into(), "durability=writeback; the first".into()));
+        assert!(told[1].1.starts_with("durability=early-ack epoch="), "{told:?}");
+        let mut reader = Client::try_connect(endpoint, "a").expect("it is served");
+        assert_eq!(reader.read(0, 4096), Ok(pattern(1, 4096)));
+        assert_eq!(reader.write(PLAIN, 0, &[1; 512]), WireError::EPERM);
+    }
+    assert_eq!(server.terminate().code, Some(0));
+}
+
+#[test]
+fn files_are_checked_while_a_server_runs_by_them() {
+    let disk = Disk::sparse(1 << 20);
+    let file = File::of(&export("a", text(disk.path()), ""));
+    let _server = file.serve();
+    let done = tool::run(server_tool(), &["check-config", text(&file.path())]);
+    assert!(done.status.success() && done.stdout.contains("fine, with 1 exports"), "{done:?}");
+    for (bad, complaint) in [
+        (export("a", "/nowhere", ""), "/nowhere"),
+        (export("a", "memory:7", ""), "multiple of 512"),
+        (export("a", "memory:1M", "colour = \"red\""), "line 6: unknown field `colour`"),
+        (export("a", "memory:1M", "") + &export("a", "memory:2M", ""), "line 7: export \"a\": two exports"),
+        (
+            "[tls]\ncert = \"/nowhere\"\nkey = \"/nowhere\"\n".to_owned() + &export("a", "memory:1M", ""),
+            "/nowhere",
+        ),
+    ] {
+        file.write(&bad);
+        let done = tool::run(server_tool(), &["check-config", text(&file.path())]);
+        assert!(!done.status.success() && done.stderr.contains(complaint), "{complaint}: {done:?}");
+    }
+    let both = Server::builder().args(&["--config", text(&file.path())]).export("memory:1M").refused();
+    assert_ne!(both.code, Some(0));
+}
+
+#[test]
+fn a_reload_adds_and_removes_while_others_notice_nothing() {
+    let (stays, goes, comes) = (Disk::sparse(1 << 20), Disk::sparse(1 << 20), Disk::sparse(1 << 20));
+    let [stays_at, goes_at, comes_at] = [&stays, &goes, &comes].map(|disk| text(disk.path()).to_owned());
+    let file = File::of(&(export("stays", &stays_at, "") + &export("goes", &goes_at, "")));
+    let server = file.serve();
+    let connect = |name| Client::try_connect(server.endpoint(), name).expect("it is served");
+    let (mut staying, mut leaving, other) = (connect("stays"), connect("goes"), Disk::sparse(512));
+    assert_eq!(leaving.write(PLAIN, 0, &[7; 512]), WireError::OK);
+    assert_eq!(staying.write(PLAIN, 0, &[8; 512]), WireError::OK);
+
+    file.write(&(export("stays", &stays_at, "") + &export("comes", &comes_at, "")));
+    reload(&server, "removed export=\"goes\"");
+    assert_eq!(names(server.endpoint()), ["comes", "stays"]);
+    assert_eq!(leaving.socket.until_closed(), b"", "its client is sent away");
+    assert_eq!(goes.content()[..512], [7; 512], "with all that it wrote");
+    assert_eq!(staying.read(0, 512), Ok(vec![8; 512]), "the same connection goes on");
+    assert_eq!(staying.write(FUA, 512, &[9; 512]), WireError::OK);
+    assert_eq!(connect("comes").write(FUA, 0, &[5; 512]), WireError::OK);
+    assert_eq!(comes.content()[..512], [5; 512]);
+    // What was removed is let go of: another server can have it.
+    let heir = Server::builder().export(goes.spec()).export({
+        let mut spec = std::ffi::OsString::from("other=");
+        spec.push(other.spec());
+        spec
+    });
+    assert_eq!(Client::connect(heir.unix().start().endpoint()).read(0, 512), Ok(vec![7; 512]));
+    let exit = server.terminate();
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+}
+
+#[test]
+fn a_reload_changes_the_manner_of_an_export_under_its_connections() {
+    let disk = Disk::sparse(1 << 20);
+    let at = text(disk.path()).to_owned();
+    let file = File::of(&export("a", &at, "durability = \"early-ack\"\ndescription = \"before\""));
+    let server = file.serve();
+    let mut client = Client::try_connect(server.endpoint(), "a").expect("it is served");
+    assert_eq!(client.write(PLAIN, 0, &[3; 512]), WireError::OK);
+    file.write(&export(
+        "a",
+        &at,
+        "durability = \"writethrough\"\ndescription = \"after\"\nmax-connections = 1",
+    ));
+    reload(&server, "changed export=\"a\"");
+    assert_eq!(disk.content()[..512], [3; 512], "the old mode's promises are kept first");
+    let told = listed(server.endpoint())[0].description.clone().expect("a text");
+    assert!(told.starts_with("durability=writethrough") && told.ends_with("; after"), "{told}");
+    assert_eq!(client.write(PLAIN, 512, &[4; 512]), WireError::OK);
+    let mut second = Client::try_connect(server.endpoint(), "a").expect("the handshake is done");
+    assert_eq!(second.socket.until_closed(), b"", "one connection is all there may be");
+    client.disconnect();
+    let again = tests::wait_for("the place to be free", || {
+        let mut client = Client::try_connect(server.endpoint(), "a").ok()?;
+        client.send(common::proto::CommandType::FLUSH, PLAIN, 0, 0);
+        client.try_reply().ok()
+    });
+    assert_eq!(again.error, WireError::OK);
+}
+
+#[test]
+fn a_bad_file_changes_nothing() {
+    let disk = Disk::sparse(1 << 20);
+    let at = text(disk.path()).to_owned();
+    let good = export("a", &at, "");
+    let file = File::of(&good);
+    let server = file.serve();
+    let mut client = Client::try_connect(server.endpoint(), "a").expect("it is served");
+    for (bad, complaint) in [
+        (good.clone() + &export("b", "memory:1M", "durabilty = \"unsafe\""), "line 10: unknown field"),
+        (export("b", "memory:1M", "") + &export("c", "/nowhere", ""), "cannot open /nowhere"),
+        (export("b", &at, ""), "remove that export first"),
+        (export("a", &at, "read-only = true"), "remove that export first"),
+        ("not toml at all".to_owned(), "line 3"),
+    ] {
+        file.write(&bad);
+        reload(&server, complaint);
+        assert_eq!(names(server.endpoint()), ["a"], "{complaint}");
+        assert_eq!(client.write(FUA, 0, &[1; 512]), WireError::OK);
+    }
+    file.write(&(good + &export("b", "memory:1M", "")));
+    reload(&server, "added export=\"b\"");
+    tests::wait_for("the new export", || (names(server.endpoint()) == ["a", "b"]).then_some(()));
+}
+
+#[test]
+fn an_export_is_there_for_those_it_admits() {
+    let file = File::of(
+        &(export("near", "memory:1M", "allow = [\"127.0.0.0/8\"]")
+            + &export("far", "memory:1M", "allow = [\"192.0.2.1\", \"2001:db8::/32\"]")),
+    );
+    let server = file.serve();
+    let [tcp, unix] = server.endpoints() else { panic!("two listeners") };
+    assert_eq!(names(tcp), ["near"]);
+    assert_eq!(Haggle::modern(tcp).ask_about(OptionType::GO, "far").1, ReplyType::ERR_UNKNOWN);
+    assert_eq!(Haggle::modern(tcp).ask_about(OptionType::GO, "near").1, ReplyType::ACK);
+    assert_eq!(names(unix), ["far", "near"], "the socket's permissions decide who is on this host");
+}
+
+#[test]
+fn a_certificate_opens_the_exports_that_name_it() {
+    let Some(nbdinfo) = tool::find("nbdinfo", "libnbd-bin") else { return };
+    let authority = Authority::new();
+    let (cert, key) = authority.server();
+    let tls = format!("[tls]\ncert = {cert:?}\nkey = {key:?}\nca = {:?}\n", authority.root());
+    let file = File::of(
+        &(tls
+            + &export("ours", "memory:1M", "allow-names = [\"client\", \"x\"]")
+            + &export("theirs", "memory:1M", "allow-names = [\"somebody\"]")),
+    );
+    let server = file.serve();
+    let client = authority.client_of(&authority);
+    let Endpoint::Tcp(address) = server.endpoints()[0] else { panic!("the first is TCP") };
+    let size = |name: &str| {
+        let uri = format!("nbds://{address}/{name}?tls-certificates={}", text(client.path()));
+        tool::run(&nbdinfo, &["--size", &uri]).status.success()
+    };
+    assert!(size("ours") && !size("theirs"));
+}
