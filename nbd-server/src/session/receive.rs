@@ -16,6 +16,7 @@ use futures::io::AsyncRead;
 
 use super::{End, Memory};
 use crate::buf::{Grant, IoBuf, Place};
+use crate::device::EXTENTS_MAX;
 
 /// Bytes of the buffer at first, and at rest: room for a short WRITE.
 const BUFFER_MIN: usize = 8 << 10;
@@ -24,6 +25,9 @@ const BUFFER_MAX: usize = 256 << 10;
 /// Missing bytes of a payload from which on they are received in place: to copy fewer costs less
 /// than a system call of their own.
 const IN_PLACE_MIN: usize = 32 << 10;
+
+/// Memory that the answer to a BLOCK_STATUS may take, in the making and on its way.
+const STATUS_BYTES: usize = 32 * EXTENTS_MAX;
 
 /// A request that is here whole.
 pub(super) struct Incoming {
@@ -75,6 +79,12 @@ enum State {
     },
     /// The header is here, the payload of a BLOCK_STATUS is not.
     Filter(RequestHeader, Extents),
+    /// All is here and awaits memory for its answer.
+    Status {
+        cookie: u64,
+        what: Option<What>,
+        place: Place,
+    },
     Skip {
         cookie: u64,
         error: WireError,
@@ -90,7 +100,7 @@ impl Receiver {
 
     /// Whether the next step is up to the memory budget, not to the client.
     pub(super) fn waits_for_memory(&self) -> bool {
-        matches!(self.state, State::Memory { .. })
+        matches!(self.state, State::Memory { .. } | State::Status { .. })
     }
 
     /// Bytes of payload held for a request that is not here whole.
@@ -141,8 +151,13 @@ impl Receiver {
                         Err(error) => What::Refuse(error),
                     };
                     self.start += bytes(header.length);
-                    let grant = ready!(memory.budget.ask(0).poll(cx));
-                    return self.deliver(header.cookie, what, grant);
+                    let place = memory.budget.ask(STATUS_BYTES);
+                    self.state = State::Status { cookie: header.cookie, what: Some(what), place };
+                }
+                State::Status { cookie, what, place } => {
+                    let grant = ready!(place.poll(cx));
+                    let (cookie, what) = (*cookie, what.take().expect("delivered once"));
+                    return self.deliver(cookie, what, grant);
                 }
                 State::Skip { cookie, error, left } => {
                     let skip = (self.end - self.start).min(bytes(*left));
@@ -248,6 +263,7 @@ impl Receiver {
 fn payload(command: &Command) -> usize {
     match command {
         Command::Read(span, _) | Command::Write(span, _) => bytes(span.len),
+        Command::BlockStatus(..) => STATUS_BYTES,
         _ => 0,
     }
 }
