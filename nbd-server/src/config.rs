@@ -206,7 +206,8 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
 }
 
 fn addresses(cli: &Serve) -> anyhow::Result<Vec<SocketAddr>> {
-    if cli.listen.is_empty() && cli.unix.is_empty() {
+    let are_inherited = std::env::var_os("LISTEN_FDS").is_some();
+    if cli.listen.is_empty() && cli.unix.is_empty() && !are_inherited {
         return Ok(vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))]);
     }
     let mut addresses = Vec::new();

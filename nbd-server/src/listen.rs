@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use common::uri::{Tls, Transport, Uri};
+use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::sleep;
 
@@ -21,8 +22,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// Unix; its file is removed at the end.
-    Unix(UnixListener, SocketFile),
+    /// Unix; its file is removed at the end, if it is ours.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -49,7 +50,24 @@ impl Listener {
     /// Listens on a Unix socket.
     pub fn unix(path: &Path) -> anyhow::Result<Listener> {
         let (listener, file) = unix_socket(path)?;
-        Ok(Listener::Unix(listener, file))
+        Ok(Listener::Unix(listener, Some(file)))
+    }
+
+    /// The sockets that were opened for this process by whoever started it (`sd_listen_fds(3)`).
+    pub fn inherited() -> anyhow::Result<Vec<Listener>> {
+        let mut given = ListenFd::from_env();
+        (0..given.len()).map(|number| Listener::adopt(&mut given, number)).collect()
+    }
+
+    fn adopt(given: &mut ListenFd, number: usize) -> anyhow::Result<Listener> {
+        let which = || format!("inherited socket {number} is no listening TCP or Unix socket");
+        if let Ok(Some(listener)) = given.take_unix_listener(number) {
+            listener.set_nonblocking(true)?;
+            return Ok(Listener::Unix(UnixListener::from_std(listener).with_context(which)?, None));
+        }
+        let listener = given.take_tcp_listener(number).with_context(which)?.with_context(which)?;
+        listener.set_nonblocking(true)?;
+        Ok(Listener::Tcp(TcpListener::from_std(listener).with_context(which)?))
     }
 
     /// Where clients connect, as a URI.
@@ -59,7 +77,10 @@ impl Listener {
                 let address = listener.local_addr()?;
                 Transport::Tcp { host: address.ip().to_string(), port: address.port() }
             }
-            Listener::Unix(_, file) => Transport::Unix { path: std::path::absolute(&file.0)? },
+            Listener::Unix(listener, _) => {
+                let address = listener.local_addr()?;
+                Transport::Unix { path: std::path::absolute(address.as_pathname().unwrap_or(Path::new("")))? }
+            }
         };
         Ok(Uri { transport, tls: Tls::Off, export: String::new() })
     }

@@ -13,6 +13,7 @@ use common::uri::{Tls, Uri};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::join_all;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -64,6 +65,7 @@ pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Resu
         never = &mut hearing => match never {},
         () = signals.stop(&shared, hangup) => {}
     }
+    tell_systemd(NotifyState::Stopping);
     drop(listeners);
     let _workers_listen_while_they_live = stop.send(());
     tokio::select! {
@@ -77,7 +79,7 @@ pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Resu
 }
 
 async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
+    let mut listeners = Listener::inherited()?;
     for address in &globals.listen {
         listeners.push(Listener::tcp(*address).await?);
     }
@@ -97,7 +99,15 @@ fn announce(listeners: &[Listener], encryption: Option<Encryption>) -> anyhow::R
         let _nobody_may_read = writeln!(stdout, "{uri}");
     }
     let _nobody_may_read = stdout.flush();
+    tell_systemd(NotifyState::Ready);
     Ok(())
+}
+
+/// Tells whoever started the server how far it is (`sd_notify(3)`), if that is wanted.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
 }
 
 /// Serves operators, if there is a socket for them.

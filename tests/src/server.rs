@@ -48,7 +48,7 @@ pub struct Builder {
     socket: Option<PathBuf>,
     tcp: bool,
     unix: bool,
-    /// Listeners that a configuration file brings.
+    /// Listeners that a configuration file or whoever starts the server brings.
     listeners: usize,
 }
 
@@ -92,6 +92,13 @@ impl Builder {
     #[must_use]
     pub fn under<S: Into<OsString>>(mut self, command: impl IntoIterator<Item = S>) -> Builder {
         self.wrap.extend(command.into_iter().map(Into::into));
+        self
+    }
+
+    /// Expects so many listeners that the command it runs under opens.
+    #[must_use]
+    pub fn inheriting(mut self, listeners: usize) -> Builder {
+        self.listeners = listeners;
         self
     }
 
