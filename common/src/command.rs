@@ -57,6 +57,32 @@ pub enum Extents {
     One,
 }
 
+/// Contexts that a BLOCK_STATUS is about, by their ids from 1 to [`CONTEXTS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ContextSet(u32);
+
+/// Contexts that a connection may have selected.
+pub const CONTEXTS_MAX: u32 = 32;
+
+impl ContextSet {
+    /// All that were selected.
+    pub const ALL: ContextSet = ContextSet(u32::MAX);
+    /// None yet.
+    pub const NONE: ContextSet = ContextSet(0);
+
+    /// Whether the context of that id is among them.
+    #[must_use]
+    pub fn contains(self, id: u32) -> bool {
+        (1..=CONTEXTS_MAX).contains(&id) && self.0 & 1 << (id - 1) != 0
+    }
+
+    /// These and one more, which must have an id in range.
+    #[must_use]
+    pub fn with(self, id: u32) -> ContextSet {
+        ContextSet(self.0 | 1 << (id - 1))
+    }
+}
+
 /// How zeroes shall be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Zeroing {
@@ -98,10 +124,11 @@ pub enum Command {
     WriteZeroes(Span, Zeroing, Fua),
     /// Bring the range nearer, for reads to come.
     Cache(Span),
-    /// Answer with what the selected contexts say about the range.
-    BlockStatus(Span, Extents),
-    /// The same for the range and the contexts that the payload names, which has that many bytes.
-    BlockStatusOf(u32, Extents),
+    /// Answer with what these of the selected contexts say about the range.
+    BlockStatus(Span, Extents, ContextSet),
+    /// A BLOCK_STATUS whose payload names the range and the contexts: [`RequestHeader::filter`]
+    /// makes the command of it.
+    Filter,
     /// Finish what is outstanding and close; never answered.
     Disconnect,
 }
@@ -126,7 +153,7 @@ pub struct Terms {
     pub block_min: u32,
     /// Longest READ or WRITE, in bytes.
     pub payload_max: u32,
-    /// Metadata contexts that were selected; their ids count from 1.
+    /// Metadata contexts that were selected, at most [`CONTEXTS_MAX`]; their ids count from 1.
     pub contexts: u32,
     /// How requests are answered, and which headers they have.
     pub style: ReplyStyle,

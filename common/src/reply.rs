@@ -8,6 +8,9 @@ use crate::proto::{
 };
 use crate::wire::{self, Cursor, Malformed, Put};
 
+/// Why a field of a header can be read: its bytes are counted.
+const WHOLE: &str = "a header has all its fields";
+
 /// The header of a simple reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimpleReply {
@@ -30,14 +33,13 @@ impl SimpleReply {
 
     /// Reads a header.
     pub fn decode(bytes: &[u8; SIMPLE_REPLY_HEADER_LEN]) -> Result<SimpleReply, Violation> {
-        let short = "a header has all its fields";
         let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32().expect(short);
+        let magic = cursor.u32().expect(WHOLE);
         if magic != SIMPLE_REPLY_MAGIC {
             return Err(Violation::Magic { expected: "a simple reply", found: magic.into() });
         }
-        let error = WireError(cursor.u32().expect(short));
-        Ok(SimpleReply { error, cookie: cursor.u64().expect(short) })
+        let error = WireError(cursor.u32().expect(WHOLE));
+        Ok(SimpleReply { error, cookie: cursor.u64().expect(WHOLE) })
     }
 }
 
@@ -59,57 +61,61 @@ impl ChunkHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; CHUNK_HEADER_LEN] {
         let mut bytes = [0; CHUNK_HEADER_LEN];
-        bytes[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.0.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.kind.0.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        self.fill(&mut bytes, STRUCTURED_REPLY_MAGIC);
         bytes[16..].copy_from_slice(&self.length.to_be_bytes());
         bytes
-    }
-
-    /// Reads a header.
-    pub fn decode(bytes: &[u8; CHUNK_HEADER_LEN]) -> Result<ChunkHeader, Violation> {
-        let short = "a header has all its fields";
-        let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32().expect(short);
-        if magic != STRUCTURED_REPLY_MAGIC {
-            return Err(Violation::Magic { expected: "a structured reply", found: magic.into() });
-        }
-        Ok(ChunkHeader {
-            flags: ChunkFlags(cursor.u16().expect(short)),
-            kind: ChunkType(cursor.u16().expect(short)),
-            cookie: cursor.u64().expect(short),
-            length: cursor.u32().expect(short),
-        })
     }
 
     /// The header's bytes under extended headers, with the offset of the request that is answered.
     #[must_use]
     pub fn encode_extended(&self, offset: u64) -> [u8; EXTENDED_HEADER_LEN] {
         let mut bytes = [0; EXTENDED_HEADER_LEN];
-        bytes[..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.0.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.kind.0.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        self.fill(&mut bytes, EXTENDED_REPLY_MAGIC);
         bytes[16..24].copy_from_slice(&offset.to_be_bytes());
         bytes[24..].copy_from_slice(&u64::from(self.length).to_be_bytes());
         bytes
     }
 
+    /// Writes what both kinds of header have in common: the first sixteen bytes.
+    fn fill(&self, bytes: &mut [u8], magic: u32) {
+        bytes[..4].copy_from_slice(&magic.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.0.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.kind.0.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+    }
+
+    /// Reads a header.
+    pub fn decode(bytes: &[u8; CHUNK_HEADER_LEN]) -> Result<ChunkHeader, Violation> {
+        let mut cursor = Cursor::new(bytes);
+        let header = ChunkHeader::without_length(&mut cursor, STRUCTURED_REPLY_MAGIC, "a structured reply")?;
+        Ok(ChunkHeader { length: cursor.u32().expect(WHOLE), ..header })
+    }
+
     /// Reads a header under extended headers, and the offset of the request that is answered.
     pub fn decode_extended(bytes: &[u8; EXTENDED_HEADER_LEN]) -> Result<(ChunkHeader, u64), Violation> {
-        let short = "a header has all its fields";
         let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32().expect(short);
-        if magic != EXTENDED_REPLY_MAGIC {
-            return Err(Violation::Magic { expected: "an extended reply", found: magic.into() });
-        }
-        let flags = ChunkFlags(cursor.u16().expect(short));
-        let kind = ChunkType(cursor.u16().expect(short));
-        let (cookie, offset) = (cursor.u64().expect(short), cursor.u64().expect(short));
-        let length = cursor.u64().expect(short);
+        let header = ChunkHeader::without_length(&mut cursor, EXTENDED_REPLY_MAGIC, "an extended reply")?;
+        let (offset, length) = (cursor.u64().expect(WHOLE), cursor.u64().expect(WHOLE));
         let length = u32::try_from(length).map_err(|_| Violation::TooLong(length))?;
-        Ok((ChunkHeader { flags, kind, cookie, length }, offset))
+        Ok((ChunkHeader { length, ..header }, offset))
+    }
+
+    /// Reads what both kinds of header have in common.
+    fn without_length(
+        cursor: &mut Cursor<'_>,
+        magic: u32,
+        expected: &'static str,
+    ) -> Result<ChunkHeader, Violation> {
+        let found = cursor.u32().expect(WHOLE);
+        if found != magic {
+            return Err(Violation::Magic { expected, found: found.into() });
+        }
+        Ok(ChunkHeader {
+            flags: ChunkFlags(cursor.u16().expect(WHOLE)),
+            kind: ChunkType(cursor.u16().expect(WHOLE)),
+            cookie: cursor.u64().expect(WHOLE),
+            length: 0,
+        })
     }
 }
 

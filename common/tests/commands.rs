@@ -1,7 +1,7 @@
 //! Which error answers which bad request: one row per sentence of the spec's "Error values".
 
 use common::command::{
-    Chunks, Command, Extents, Fua, Hole, Refusal, RequestHeader, Span, Speed, Terms, Zeroing,
+    Chunks, Command, ContextSet, Extents, Fua, Hole, Refusal, RequestHeader, Span, Speed, Terms, Zeroing,
 };
 use common::handshake::context::ReplyStyle;
 use common::proto::*;
@@ -107,8 +107,14 @@ fn block_status_needs_a_context_and_structured_replies_bring_df() {
     let (req_one, df) = (CommandFlags::REQ_ONE.0, CommandFlags::DF.0);
     let refused = |error| Err(Refusal { error, skip: 0 });
     let with = Terms { contexts: 1, style: ReplyStyle::Structured, ..terms(TransmissionFlags::SEND_DF) };
-    assert_eq!(header(status, 512, 512, 0).admit(&with), Ok(Command::BlockStatus(span, Extents::Any)));
-    assert_eq!(header(status, 512, 512, req_one).admit(&with), Ok(Command::BlockStatus(span, Extents::One)));
+    assert_eq!(
+        header(status, 512, 512, 0).admit(&with),
+        Ok(Command::BlockStatus(span, Extents::Any, ContextSet::ALL))
+    );
+    assert_eq!(
+        header(status, 512, 512, req_one).admit(&with),
+        Ok(Command::BlockStatus(span, Extents::One, ContextSet::ALL))
+    );
     assert_eq!(header(read, 512, 512, df).admit(&with), Ok(Command::Read(span, Chunks::One)));
     for bad in [header(status, 512, 0, 0), header(status, SIZE, 1, 0), header(status, 512, 512, df)] {
         assert_eq!(bad.admit(&with), refused(WireError::EINVAL), "{bad:?}");

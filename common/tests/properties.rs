@@ -191,11 +191,11 @@ proptest! {
             Ok(Command::Cache(span)) => {
                 prop_assert!(span.end() <= terms.size && has(TransmissionFlags::SEND_CACHE));
             }
-            Ok(Command::BlockStatusOf(len, _)) => {
-                prop_assert!(extended && u64::from(len) == header.length && has(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
-                prop_assert!(len <= 8 + 4 * terms.contexts);
+            Ok(Command::Filter) => {
+                prop_assert!(extended && has(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
+                prop_assert!(header.length <= u64::from(8 + 4 * terms.contexts));
             }
-            Ok(Command::BlockStatus(span, _)) => {
+            Ok(Command::BlockStatus(span, ..)) => {
                 prop_assert!(span.end() <= terms.size && span.len > 0 && terms.contexts > 0);
             }
             Ok(Command::WriteZeroes(span, how, _)) => {

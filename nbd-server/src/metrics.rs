@@ -50,7 +50,7 @@ impl Counters {
                 self.zeroes.fetch_add(1, Relaxed);
                 fua
             }
-            Command::BlockStatus(..) | Command::BlockStatusOf(..) => {
+            Command::BlockStatus(..) => {
                 self.statuses.fetch_add(1, Relaxed);
                 Fua::No
             }
@@ -58,7 +58,7 @@ impl Counters {
                 self.caches.fetch_add(1, Relaxed);
                 Fua::No
             }
-            Command::Disconnect => Fua::No,
+            Command::Filter | Command::Disconnect => Fua::No,
         };
         if fua == Fua::Yes {
             self.fua.fetch_add(1, Relaxed);

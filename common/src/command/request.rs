@@ -1,6 +1,6 @@
 //! The header of a request, and its check against what was agreed.
 
-use super::{Chunks, Command, Extents, Fua, Hole, Refusal, Span, Speed, Terms, Zeroing};
+use super::{Chunks, Command, ContextSet, Extents, Fua, Hole, Refusal, Span, Speed, Terms, Zeroing};
 use crate::Violation;
 use crate::handshake::context::ReplyStyle;
 use crate::proto::{
@@ -9,6 +9,8 @@ use crate::proto::{
 };
 use crate::wire::{Cursor, Put};
 
+/// Why a field of a header can be read: its bytes are counted.
+const WHOLE: &str = "a header has all its fields";
 /// Bytes of a BLOCK_STATUS payload before the ids of contexts: the length of the range.
 const FILTER_HEAD_LEN: u64 = 8;
 
@@ -30,46 +32,36 @@ pub struct RequestHeader {
 impl RequestHeader {
     /// Reads a header; a wrong magic means that the stream is out of step for good.
     pub fn decode(bytes: &[u8; REQUEST_HEADER_LEN]) -> Result<RequestHeader, Violation> {
-        let short = "a header has all its fields";
         let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32().expect(short);
-        if magic != REQUEST_MAGIC {
-            return Err(Violation::Magic { expected: "a request", found: magic.into() });
-        }
-        Ok(RequestHeader {
-            flags: CommandFlags(cursor.u16().expect(short)),
-            command: CommandType(cursor.u16().expect(short)),
-            cookie: cursor.u64().expect(short),
-            offset: cursor.u64().expect(short),
-            length: cursor.u32().expect(short).into(),
-        })
+        let header = RequestHeader::without_length(&mut cursor, REQUEST_MAGIC, "a request")?;
+        Ok(RequestHeader { length: cursor.u32().expect(WHOLE).into(), ..header })
     }
 
     /// Reads a header under extended headers.
     pub fn decode_extended(bytes: &[u8; EXTENDED_HEADER_LEN]) -> Result<RequestHeader, Violation> {
-        let short = "a header has all its fields";
         let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32().expect(short);
-        if magic != EXTENDED_REQUEST_MAGIC {
-            return Err(Violation::Magic { expected: "an extended request", found: magic.into() });
-        }
-        Ok(RequestHeader {
-            flags: CommandFlags(cursor.u16().expect(short)),
-            command: CommandType(cursor.u16().expect(short)),
-            cookie: cursor.u64().expect(short),
-            offset: cursor.u64().expect(short),
-            length: cursor.u64().expect(short),
-        })
+        let header =
+            RequestHeader::without_length(&mut cursor, EXTENDED_REQUEST_MAGIC, "an extended request")?;
+        Ok(RequestHeader { length: cursor.u64().expect(WHOLE), ..header })
     }
 
-    /// Appends the header to `out`, as extended headers have it.
-    pub fn encode_extended(&self, out: &mut Vec<u8>) {
-        out.put_u32(EXTENDED_REQUEST_MAGIC);
-        out.put_u16(self.flags.0);
-        out.put_u16(self.command.0);
-        out.put_u64(self.cookie);
-        out.put_u64(self.offset);
-        out.put_u64(self.length);
+    /// Reads what both kinds of header have in common.
+    fn without_length(
+        cursor: &mut Cursor<'_>,
+        magic: u32,
+        expected: &'static str,
+    ) -> Result<RequestHeader, Violation> {
+        let found = cursor.u32().expect(WHOLE);
+        if found != magic {
+            return Err(Violation::Magic { expected, found: found.into() });
+        }
+        Ok(RequestHeader {
+            flags: CommandFlags(cursor.u16().expect(WHOLE)),
+            command: CommandType(cursor.u16().expect(WHOLE)),
+            cookie: cursor.u64().expect(WHOLE),
+            offset: cursor.u64().expect(WHOLE),
+            length: 0,
+        })
     }
 
     /// Appends the header to `out`.
@@ -77,12 +69,22 @@ impl RequestHeader {
     /// # Panics
     /// When the length does not fit in 32 bits.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.put_u32(REQUEST_MAGIC);
+        self.put_without_length(out, REQUEST_MAGIC);
+        out.put_u32(u32::try_from(self.length).expect("longer requests need extended headers"));
+    }
+
+    /// Appends the header to `out`, as extended headers have it.
+    pub fn encode_extended(&self, out: &mut Vec<u8>) {
+        self.put_without_length(out, EXTENDED_REQUEST_MAGIC);
+        out.put_u64(self.length);
+    }
+
+    fn put_without_length(&self, out: &mut Vec<u8>, magic: u32) {
+        out.put_u32(magic);
         out.put_u16(self.flags.0);
         out.put_u16(self.command.0);
         out.put_u64(self.cookie);
         out.put_u64(self.offset);
-        out.put_u32(u32::try_from(self.length).expect("longer requests need extended headers"));
     }
 
     /// Checks the request against what was agreed.
@@ -155,38 +157,41 @@ impl RequestHeader {
     }
 
     fn block_status(&self, terms: &Terms) -> Result<Command, WireError> {
-        let extents = if self.flags.contains(CommandFlags::REQ_ONE) { Extents::One } else { Extents::Any };
         // Without contexts there is nothing to say, and an empty range has no extent.
         if terms.contexts == 0 || self.length == 0 {
             return Err(WireError::EINVAL);
         }
         if !self.has_payload(terms) {
-            return Ok(Command::BlockStatus(self.span(terms, WireError::EINVAL)?, extents));
+            let span = self.span(terms, WireError::EINVAL)?;
+            return Ok(Command::BlockStatus(span, self.extents(), ContextSet::ALL));
         }
         let ids = self.length.checked_sub(FILTER_HEAD_LEN).ok_or(WireError::EINVAL)? / 4;
         if ids == 0 || ids > u64::from(terms.contexts) || self.length != FILTER_HEAD_LEN + 4 * ids {
             return Err(WireError::EINVAL);
         }
-        Ok(Command::BlockStatusOf(u32::try_from(self.length).map_err(|_| WireError::EINVAL)?, extents))
+        Ok(Command::Filter)
     }
 
-    /// Reads the payload of a [`Command::BlockStatusOf`]: the range and the ids of contexts, each
-    /// selected and named once.
-    pub fn filter(&self, terms: &Terms, payload: &[u8]) -> Result<(Span, Vec<u32>), WireError> {
+    /// Reads the payload of a [`Command::Filter`], which has the header's length: the range, and the
+    /// ids of contexts, each selected and named once.
+    ///
+    /// # Errors
+    /// The error to answer with.
+    pub fn filter(&self, terms: &Terms, payload: &[u8]) -> Result<Command, WireError> {
         let mut cursor = Cursor::new(payload);
         let length = cursor.u64().map_err(|_| WireError::EINVAL)?;
-        let mut ids = Vec::new();
+        let mut contexts = ContextSet::NONE;
         while let Ok(id) = cursor.u32() {
-            if id == 0 || id > terms.contexts || ids.contains(&id) {
+            if id == 0 || id > terms.contexts || contexts.contains(id) {
                 return Err(WireError::EINVAL);
             }
-            ids.push(id);
+            contexts = contexts.with(id);
         }
-        if length == 0 || ids.is_empty() {
+        if length == 0 || contexts == ContextSet::NONE {
             return Err(WireError::EINVAL);
         }
         let span = RequestHeader { length, ..*self }.span(terms, WireError::EINVAL)?;
-        Ok((span, ids))
+        Ok(Command::BlockStatus(span, self.extents(), contexts))
     }
 
     fn writable(&self, terms: &Terms) -> Result<(), WireError> {
@@ -234,6 +239,10 @@ impl RequestHeader {
 
     fn fua(&self) -> Fua {
         if self.flags.contains(CommandFlags::FUA) { Fua::Yes } else { Fua::No }
+    }
+
+    fn extents(&self) -> Extents {
+        if self.flags.contains(CommandFlags::REQ_ONE) { Extents::One } else { Extents::Any }
     }
 
     fn zeroing(&self) -> Zeroing {

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use common::command::{Command, Span};
+use common::command::{Command, Span, Speed, Zeroing};
 use common::handshake::context::Context;
 use common::proto::WireError;
 use nix::errno::Errno;
@@ -32,23 +32,17 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
             export.counters().failed();
             return ticket.fail(error, "the request is not one that this export takes", None);
         }
-        What::Run(command, payload) => (command, Ok(payload)),
-        What::Status(span, extents, ids) => (Command::BlockStatus(span, extents), Err(ids)),
+        What::Run(command, payload) => (command, payload),
     };
     export.counters().received(&command);
-    let done = match (&command, payload) {
-        (Command::BlockStatus(span, extents), Err(ids)) => {
-            status::status(*span, *extents, &ids, &around).await
-        }
-        (_, payload) => run(&command, payload.ok().flatten(), &around).await,
-    };
+    let done = run(&command, payload, &around).await;
     tracing::trace!(?command, succeeded = done.is_ok(), "done");
     match done {
         Ok(body) => ticket.succeed(body),
         Err(error) => {
             export.counters().failed();
             tracing::warn!(export = export.name(), ?command, %error, "request failed");
-            ticket.fail(wire_error(&error), &error.to_string(), failed_at(&error));
+            ticket.fail(wire_error(&command, &error), &error.to_string(), failed_at(&error));
         }
     }
 }
@@ -70,16 +64,21 @@ async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::
         Command::Flush => device.flush().await,
         Command::Trim(Span { at, len }, fua) => device.trim(at, len, fua).await,
         Command::WriteZeroes(Span { at, len }, how, fua) => device.zero(at, len, how, fua).await,
-        Command::BlockStatus(span, extents) => return status::status(span, extents, &[], around).await,
-        Command::BlockStatusOf(..) | Command::Disconnect => unreachable!("the receiver deals with these"),
+        Command::BlockStatus(span, extents, contexts) => {
+            return status::status(span, extents, contexts, around).await;
+        }
+        Command::Filter | Command::Disconnect => unreachable!("the receiver deals with these"),
     }?;
     Ok(Body::Nothing)
 }
 
 /// The one function that turns a host error into a wire error ("Error values" in the spec).
-fn wire_error(error: &io::Error) -> WireError {
+fn wire_error(command: &Command, error: &io::Error) -> WireError {
+    let must_be_fast = matches!(command, Command::WriteZeroes(_, Zeroing { speed: Speed::Fast, .. }, _));
+    if must_be_fast && error.kind() == io::ErrorKind::Unsupported {
+        return WireError::ENOTSUP;
+    }
     match error.raw_os_error().map(Errno::from_raw) {
-        None if error.kind() == io::ErrorKind::Unsupported => WireError::ENOTSUP,
         Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => WireError::ENOSPC,
         Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => WireError::EPERM,
         _ => WireError::EIO,

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use common::Violation;
-use common::command::{Command, Extents, Refusal, RequestHeader, Span, Terms};
+use common::command::{Command, Refusal, RequestHeader, Terms};
 use common::handshake::context::ReplyStyle;
 use common::proto::{CommandType, EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
@@ -43,8 +43,6 @@ pub(super) struct Incoming {
 pub(super) enum What {
     /// Run it; a WRITE has its payload.
     Run(Command, Option<IoBuf>),
-    /// Tell what the contexts of these ids say.
-    Status(Span, Extents, Vec<u32>),
     /// Answer with the error.
     Refuse(WireError),
 }
@@ -78,13 +76,7 @@ enum State {
         filled: usize,
     },
     /// The header is here, the payload of a BLOCK_STATUS is not.
-    Filter(RequestHeader, Extents),
-    /// All is here and awaits memory for its answer.
-    Status {
-        cookie: u64,
-        what: Option<What>,
-        place: Place,
-    },
+    Filter(RequestHeader),
     Skip {
         cookie: u64,
         error: WireError,
@@ -100,7 +92,7 @@ impl Receiver {
 
     /// Whether the next step is up to the memory budget, not to the client.
     pub(super) fn waits_for_memory(&self) -> bool {
-        matches!(self.state, State::Memory { .. } | State::Status { .. })
+        matches!(self.state, State::Memory { .. })
     }
 
     /// Bytes of payload held for a request that is not here whole.
@@ -142,22 +134,13 @@ impl Receiver {
                     };
                     return self.deliver(cookie, What::Run(command, Some(data)), grant);
                 }
-                State::Filter(header, extents) => {
-                    let (header, extents) = (*header, *extents);
+                State::Filter(header) => {
+                    let header = *header;
                     let received = &self.buffer[self.start..self.end];
                     let Some(payload) = received.get(..bytes(header.length)) else { return Poll::Pending };
-                    let what = match header.filter(&self.terms, payload) {
-                        Ok((span, ids)) => What::Status(span, extents, ids),
-                        Err(error) => What::Refuse(error),
-                    };
+                    let filtered = header.filter(&self.terms, payload);
                     self.start += bytes(header.length);
-                    let place = memory.budget.ask(STATUS_BYTES);
-                    self.state = State::Status { cookie: header.cookie, what: Some(what), place };
-                }
-                State::Status { cookie, what, place } => {
-                    let grant = ready!(place.poll(cx));
-                    let (cookie, what) = (*cookie, what.take().expect("delivered once"));
-                    return self.deliver(cookie, what, grant);
+                    self.state = State::admitted(header.cookie, filtered, 0, memory);
                 }
                 State::Skip { cookie, error, left } => {
                     let skip = (self.end - self.start).min(bytes(*left));
@@ -240,14 +223,14 @@ impl Receiver {
         };
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
-            Ok(Command::BlockStatusOf(_, extents)) => State::Filter(header, extents),
-            Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
+            Ok(Command::Filter) => State::Filter(header),
+            Ok(command) => State::admitted(cookie, Ok(command), 0, memory),
             Err(Refusal { skip, .. }) if skip > u32::MAX.into() => {
                 return Poll::Ready(Err(Violation::TooLong(skip).into()));
             }
             Err(Refusal { error, skip }) => {
                 tracing::debug!(?header, ?error, "refused");
-                State::Skip { cookie, error, left: skip }
+                State::admitted(cookie, Err(error), skip, memory)
             }
         };
         Poll::Ready(Ok(()))
@@ -256,6 +239,16 @@ impl Receiver {
     fn deliver(&mut self, cookie: u64, what: What, grant: Grant) -> Poll<Result<Incoming, End>> {
         self.state = State::Header;
         Poll::Ready(Ok(Incoming { cookie, style: self.style, offset: self.offset, what, grant }))
+    }
+}
+
+impl State {
+    /// What is next once it is known what a request is: memory for it, or the rest of its payload.
+    fn admitted(cookie: u64, command: Result<Command, WireError>, left: u64, memory: &Memory) -> State {
+        match command {
+            Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
+            Err(error) => State::Skip { cookie, error, left },
+        }
     }
 }
 

@@ -55,7 +55,9 @@ enum Head {
 pub(super) enum Body {
     /// That it did.
     Nothing,
-    /// What a READ read, without gaps: one part at least, and only one if it must be.
+    /// What a READ read in one piece, and from where.
+    Data(u64, IoBuf),
+    /// What a READ read in chunks, without gaps; one at least.
     Parts(Vec<Part>),
     /// What each selected context says, by its id.
     Extents(Vec<(u32, Vec<Extent>)>),
@@ -90,6 +92,8 @@ impl Ticket {
     /// Answers: success.
     pub(super) fn succeed(mut self, body: Body) {
         match body {
+            Body::Data(_, data) if self.style == ReplyStyle::Simple => self.simple(WireError::OK, Some(data)),
+            Body::Data(at, data) => self.data(ChunkFlags::DONE, at, data),
             Body::Parts(parts) => self.parts(parts),
             Body::Extents(extents) => self.extents(&extents),
             Body::Nothing if self.style == ReplyStyle::Simple => self.simple(WireError::OK, None),
@@ -126,20 +130,18 @@ impl Ticket {
         self.answer(ChunkFlags::DONE, head, data);
     }
 
+    fn data(&mut self, flags: ChunkFlags, at: u64, data: IoBuf) {
+        self.chunk(flags, ChunkType::OFFSET_DATA, &at.to_be_bytes(), Some(data));
+    }
+
     fn parts(&mut self, parts: Vec<Part>) {
         let count = parts.len();
         for (number, part) in (1..).zip(parts) {
             let flags = if number == count { ChunkFlags::DONE } else { ChunkFlags::NONE };
             match part {
-                Part::Data(_, data) if self.style == ReplyStyle::Simple => {
-                    self.simple(WireError::OK, Some(data));
-                }
-                Part::Data(at, data) => {
-                    self.chunk(flags, ChunkType::OFFSET_DATA, &at.to_be_bytes(), Some(data));
-                }
+                Part::Data(at, data) => self.data(flags, at, data),
                 Part::Hole(at, len) => {
-                    let mut payload = at.to_be_bytes().to_vec();
-                    payload.extend(len.to_be_bytes());
+                    let payload = [&at.to_be_bytes()[..], &len.to_be_bytes()].concat();
                     self.chunk(flags, ChunkType::OFFSET_HOLE, &payload, None);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use common::command::{Extents, Span};
+use common::command::{ContextSet, Extents, Span};
 use common::handshake::context::Context;
 use common::reply::Extent;
 
@@ -14,10 +14,15 @@ use crate::export::ALLOCATION_CONTEXT;
 /// Flags of `base:allocation`: a hole, and reads as zero.
 const HOLE_AND_ZERO: u64 = 0b11;
 
-/// What those of the selected contexts say that `ids` names, or all of them if it names none.
-pub(super) async fn status(span: Span, extents: Extents, ids: &[u32], around: &Around) -> io::Result<Body> {
+/// What those of the selected contexts say that are asked.
+pub(super) async fn status(
+    span: Span,
+    extents: Extents,
+    asked: ContextSet,
+    around: &Around,
+) -> io::Result<Body> {
     let mut said = Vec::new();
-    for context in around.contexts.iter().filter(|context| ids.is_empty() || ids.contains(&context.id)) {
+    for context in around.contexts.iter().filter(|context| asked.contains(context.id)) {
         let mut told = one(span, context, around).await?;
         if extents == Extents::One {
             told.truncate(1);
