@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use serde::Deserialize;
+
 use crate::durability::Mode;
 
 /// Serve files, block devices and memory over the NBD protocol
@@ -202,9 +204,11 @@ pub struct Serve {
 }
 
 /// Whether clients may do without TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum TlsPolicy {
     /// Nothing is served in the clear
+    #[default]
     Required,
     /// The client decides
     Optional,

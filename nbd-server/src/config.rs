@@ -7,7 +7,7 @@
 pub mod file;
 mod open;
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -22,9 +22,12 @@ use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy};
 use crate::durability::{EarlyLimits, Mode};
 use crate::engine::Pool;
-use crate::export::{Admission, Export, NameTaken, Registry};
+use crate::export::{Admission, Export, Registry};
 use crate::tls::{Files, Upgrader};
 use open::Opener;
+
+/// Where a server listens that was told nothing else.
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT);
 
 /// One export, as it is to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +60,8 @@ impl Definition {
 /// What is the same for all exports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Globals {
-    /// TCP addresses to listen on.
+    /// TCP addresses to listen on. Where there is nothing to listen on and nothing inherited either, it
+    /// is [`DEFAULT_ADDRESS`].
     pub listen: Vec<SocketAddr>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
@@ -145,8 +149,7 @@ impl Config {
     pub fn open(plan: Plan, pool: &Pool) -> anyhow::Result<Config> {
         let exports = Registry::default();
         for definition in &plan.exports {
-            let export = plan.open(definition, pool)?;
-            exports.add(export).map_err(|NameTaken| anyhow::anyhow!("two exports have one name"))?;
+            exports.add(plan.open(definition, pool)?);
         }
         Ok(Config { tls: plan.upgrader()?, plan, exports })
     }
@@ -206,10 +209,6 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
 }
 
 fn addresses(cli: &Serve) -> anyhow::Result<Vec<SocketAddr>> {
-    let are_inherited = std::env::var_os("LISTEN_FDS").is_some();
-    if cli.listen.is_empty() && cli.unix.is_empty() && !are_inherited {
-        return Ok(vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))]);
-    }
     let mut addresses = Vec::new();
     for text in &cli.listen {
         let found = text.to_socket_addrs().with_context(|| {

@@ -22,7 +22,7 @@ use crate::metrics::Counters;
 use door::Door;
 
 pub use door::{Admission, Peer, Visit};
-pub use registry::{NameTaken, Registry, Visible};
+pub use registry::{Registry, Visible};
 
 /// The metadata context that tells holes from data.
 pub const ALLOCATION_CONTEXT: &str = "base:allocation";

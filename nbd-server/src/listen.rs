@@ -79,7 +79,9 @@ impl Listener {
             }
             Listener::Unix(listener, _) => {
                 let address = listener.local_addr()?;
-                Transport::Unix { path: std::path::absolute(address.as_pathname().unwrap_or(Path::new("")))? }
+                let path =
+                    address.as_pathname().ok_or_else(|| io::Error::other("a Unix socket without a path"))?;
+                Transport::Unix { path: std::path::absolute(path)? }
             }
         };
         Ok(Uri { transport, tls: Tls::Off, export: String::new() })

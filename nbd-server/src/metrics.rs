@@ -70,12 +70,15 @@ impl Counters {
         self.errors.fetch_add(1, Relaxed);
     }
 
-    /// A connection chose the export; it is open until the value is dropped.
-    #[must_use]
-    pub fn connected(&self) -> Open<'_> {
+    /// A connection chose the export.
+    pub fn connected(&self) {
         self.connections.fetch_add(1, Relaxed);
         self.open.fetch_add(1, Relaxed);
-        Open(self)
+    }
+
+    /// A connection has ended.
+    pub fn disconnected(&self) {
+        self.open.fetch_sub(1, Relaxed);
     }
 
     /// Every counter with its name.
@@ -96,15 +99,6 @@ impl Counters {
             ("errors", &self.errors),
         ];
         rows.into_iter().map(|(name, counter)| (name, counter.load(Relaxed)))
-    }
-}
-
-/// A connection that counts as open.
-pub struct Open<'a>(&'a Counters);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 

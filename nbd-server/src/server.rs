@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
-use crate::config::{Config, Globals};
+use crate::config::{Config, DEFAULT_ADDRESS, Globals};
 use crate::listen::Listener;
 use crate::session::Memory;
 use crate::worker::{self, Shared, Task};
@@ -85,6 +85,9 @@ async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
     }
     for path in &globals.unix {
         listeners.push(Listener::unix(path)?);
+    }
+    if listeners.is_empty() {
+        listeners.push(Listener::tcp(DEFAULT_ADDRESS).await?);
     }
     Ok(listeners)
 }

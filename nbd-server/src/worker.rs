@@ -85,7 +85,9 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
     let end = async {
         export.retired().await;
         if timeout(shared.shutdown_timeout, export.empty()).await.is_err() {
-            tracing::error!(export = export.name(), "some clients did not fetch their last replies in time");
+            // Their requests may still be under way, so the export lives for as long as they stay.
+            tracing::warn!(export = export.name(), "cannot be removed while clients leave replies unread");
+            export.empty().await;
         }
         if let Err(error) = export.close().await {
             tracing::error!(export = export.name(), %error, "not everything is durable");
@@ -135,10 +137,8 @@ async fn serve(socket: Socket, shared: &Shared) {
 /// transmit under watch, close.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shared: &Shared) -> End {
     let deadline = Instant::now() + shared.handshake_timeout;
-    let (upgrader, policy) = match shared.tls.read().unwrap_or_else(PoisonError::into_inner).clone() {
-        Some((upgrader, policy)) => (Some(upgrader), policy),
-        None => (None, Encryption::Unavailable),
-    };
+    let tls = shared.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let policy = tls.as_ref().map_or(Encryption::Unavailable, |(_, policy)| *policy);
     let exports = Visible { registry: &shared.exports, peer: &peer };
     let mut clear = Adapted(stream);
     let negotiation = session::negotiate(&mut clear, &exports, policy);
@@ -147,7 +147,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shar
         Ok(Negotiated::StartTls(server)) => server,
         Err(end) => return end,
     };
-    let upgrader = upgrader.expect("STARTTLS is agreed on only where there is TLS");
+    let (upgrader, _) = tls.expect("STARTTLS is agreed on only where there is TLS");
     match in_time(secure(clear.0, server, &upgrader, peer, shared), deadline, shared).await {
         Ok((encrypted, export, agreed)) => transmit(encrypted, export, agreed, shared).await,
         Err(end) => end,
@@ -215,16 +215,13 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     )
     .map(|either| either.factor_first().0);
     let memory = shared.memory.clone();
-    let counted = export.clone();
-    let open = counted.counters().connected();
     let transmission = session::transmit(&mut stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
         end = transmission => end,
         never = watch(&progress, shared, give_up) => match never {},
     };
     // Nothing of the export is held while the last bytes of its client are waited for.
-    drop(open);
-    drop((counted, visit));
+    drop(visit);
     close(stream.0, &end).await;
     end
 }

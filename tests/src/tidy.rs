@@ -45,7 +45,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["durability"]),
     ("ctl", &["admin", "cli"]),
     ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger", "tls"]),
-    ("server", &["admin", "buf", "config", "engine", "export", "listen", "session", "worker"]),
+    ("server", &["admin", "buf", "config", "durability", "engine", "export", "listen", "session", "worker"]),
 ];
 
 /// Rooms that a seeded executor must be able to drive: no runtime, no clock, no threads, no
@@ -55,7 +55,7 @@ pub const RUNTIME_FREE: &[&str] =
 
 /// Files whose product code may sleep, and why.
 pub const MAY_SLEEP: &[(&str, &str)] =
-    &[("nbd-server/src/config/open.rs", "on a thread of its own, while udev looks at a new device")];
+    &[("nbd-server/src/config/open.rs", "no client waits for it, while udev looks at a new device")];
 
 /// Where `unsafe` may stand.
 pub const MAY_BE_UNSAFE: &str = "nbd-server/src/engine/";

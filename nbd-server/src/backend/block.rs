@@ -74,7 +74,7 @@ impl Backend for BlockBackend {
                     Hole::Forbidden => Err(io::ErrorKind::Unsupported.into()),
                 };
                 match how.speed {
-                    Speed::Fast => punched.map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?,
+                    Speed::Fast => punched?,
                     Speed::Any => punched.or_else(|_| ioctl::zero_out(device, sectors.at, sectors.len))?,
                 }
                 write_zeroes(device, at, sectors.at)?;

@@ -5,7 +5,7 @@ use std::io;
 use common::command::{Fua, Zeroing};
 
 use crate::buf::IoBuf;
-use crate::device::{Backend, Content, Extent, Shape, Support};
+use crate::device::{Backend, Shape};
 
 /// Serves nothing at all.
 pub struct NullBackend {
@@ -15,7 +15,7 @@ pub struct NullBackend {
 
 impl Backend for NullBackend {
     fn shape(&self) -> Shape {
-        Shape { sparse: Support::Native, ..Shape::capable(self.size) }
+        Shape::capable(self.size)
     }
 
     async fn read(&self, _at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
@@ -33,9 +33,5 @@ impl Backend for NullBackend {
 
     async fn zero(&self, _at: u64, _len: u64, _how: Zeroing) -> io::Result<()> {
         Ok(())
-    }
-
-    async fn extents(&self, _at: u64, len: u64) -> io::Result<Vec<Extent>> {
-        Ok(vec![Extent { len, content: Content::Hole }])
     }
 }

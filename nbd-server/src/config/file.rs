@@ -13,7 +13,6 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Definition, Plan, definition, globals, tls};
-use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::export::Admission;
 
@@ -44,15 +43,7 @@ struct Tls {
     key: PathBuf,
     ca: Option<PathBuf>,
     #[serde(default)]
-    policy: Policy,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Policy {
-    #[default]
-    Required,
-    Optional,
+    policy: TlsPolicy,
 }
 
 /// One `[[export]]`.
@@ -151,10 +142,7 @@ fn serve(file: &File) -> Serve {
     if let Some(tls) = &file.tls {
         (serve.tls_cert, serve.tls_key) = (Some(tls.cert.clone()), Some(tls.key.clone()));
         serve.tls_ca.clone_from(&tls.ca);
-        serve.tls = match tls.policy {
-            Policy::Required => TlsPolicy::Required,
-            Policy::Optional => TlsPolicy::Optional,
-        };
+        serve.tls = tls.policy;
     }
     serve
 }
@@ -176,7 +164,6 @@ fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
         name: table.name.clone(),
         serve: table.serve.clone(),
         text: table.description.clone(),
-        access: if table.read_only { Access::ReadOnly } else { Access::ReadWrite },
         admission: Admission {
             addresses,
             names: table.allow_names.clone(),
@@ -200,6 +187,7 @@ fn line_of(text: &str, at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Access;
     use crate::durability::Mode;
 
     const GOOD: &str = r#"

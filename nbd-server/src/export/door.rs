@@ -112,6 +112,7 @@ pub struct Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
+        self.export.counters.disconnected();
         self.export.door.leave();
     }
 }
@@ -120,7 +121,10 @@ impl Export {
     /// Lets a connection in, unless as many as may be are in, or the export is retired.
     #[must_use]
     pub fn visit(self: &Arc<Export>) -> Option<Visit> {
-        self.door.enter().then(|| Visit { export: self.clone() })
+        self.door.enter().then(|| {
+            self.counters.connected();
+            Visit { export: self.clone() }
+        })
     }
 
     /// Lets nobody in any more and asks those who are in to leave.

@@ -8,10 +8,6 @@ use common::handshake::{self, Listed};
 
 use super::{ALLOCATION_CONTEXT, EPOCH_CONTEXT, Export, Peer};
 
-/// Another export has that name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NameTaken;
-
 /// Every export of the server, by name.
 #[derive(Default)]
 pub struct Registry {
@@ -27,13 +23,12 @@ struct Shelf {
 
 impl Registry {
     /// Adds an export under its name.
-    pub fn add(&self, export: Arc<Export>) -> Result<(), NameTaken> {
-        let mut shelf = self.write();
-        if shelf.exports.contains_key(export.name()) {
-            return Err(NameTaken);
-        }
-        shelf.exports.insert(export.name().to_owned(), export);
-        Ok(())
+    ///
+    /// # Panics
+    /// When another has that name.
+    pub fn add(&self, export: Arc<Export>) {
+        let before = self.write().exports.insert(export.name().to_owned(), export);
+        assert!(before.is_none(), "names are unique in a plan");
     }
 
     /// Retires an export: nobody finds it any more. It must be closed and then [let go](Registry::let_go).

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{Definition, Plan};
+use crate::durability::Mode;
 use crate::engine::Pool;
 use crate::export::Export;
 use crate::worker::{Shared, Task};
@@ -59,7 +60,10 @@ impl Reloader {
         }
         *shared.tls.write().unwrap_or_else(PoisonError::into_inner) = upgrader;
         self.in_force = Plan { globals: self.in_force.globals.clone(), ..plan };
-        changes.apply(shared, keeper).await;
+        for (name, mode) in changes.apply(shared, keeper).await {
+            // Tried again by the next reload.
+            self.in_force.exports.iter_mut().filter(|it| it.name == name).for_each(|it| it.mode = mode);
+        }
         Ok(())
     }
 }
@@ -99,7 +103,9 @@ impl Changes {
         Ok(changes)
     }
 
-    async fn apply(self, shared: &Shared, keeper: &UnboundedSender<Task>) {
+    /// Does it; returns the exports that stay in their old mode, and that.
+    async fn apply(self, shared: &Shared, keeper: &UnboundedSender<Task>) -> Vec<(String, Mode)> {
+        let mut unchanged = Vec::new();
         for (before, after) in self.changed {
             let Some(export) = shared.exports.get(&after.name) else { continue };
             export.present(after.text, after.admission);
@@ -107,19 +113,22 @@ impl Changes {
                 && let Err(error) = export.change_mode(after.mode).await
             {
                 tracing::error!(export = export.name(), %error, "the mode was not changed");
+                unchanged.push((after.name, before.mode));
             }
             tracing::info!(export = export.name(), "changed");
         }
         for name in self.removed {
             if shared.exports.retire(&name).is_some() {
-                tracing::info!(export = name, "is being removed");
+                tracing::info!(export = name, "takes no more clients");
             }
         }
         for export in self.added {
             tracing::info!(export = export.name(), "added");
-            if shared.exports.add(export.clone()).is_ok() && keeper.send(Task::Keep(export)).is_err() {
+            shared.exports.add(export.clone());
+            if keeper.send(Task::Keep(export)).is_err() {
                 tracing::error!("a worker has died; the export's own work is not done");
             }
         }
+        unchanged
     }
 }
