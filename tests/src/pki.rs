@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 
 /// An authority and what it has signed, in a directory of its own.
@@ -59,6 +64,24 @@ impl Authority {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         fs::copy(self.root(), dir.path().join("ca-cert.pem")).expect("it can be copied");
         dir
+    }
+
+    /// A client's session of one version of TLS, which trusts this authority and prefers AES.
+    ///
+    /// # Panics
+    /// When rustls does not take the certificate.
+    #[must_use]
+    pub fn session(&self, version: &'static SupportedProtocolVersion) -> ClientConnection {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_file(self.root()).expect("it can be read");
+        roots.add(root).expect("it is a root");
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").expect("a name");
+        ClientConnection::new(Arc::new(config), name).expect("a session")
     }
 
     fn sign(&self, name: &str, alternatives: &[&str]) -> (PathBuf, PathBuf) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::handshake::Listed;
 use common::option::decode_listed;
-use common::proto::{OptionType, ReplyType, WireError};
+use common::proto::{CommandType, OptionType, ReplyType, WireError};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::client::{Client, FUA, PLAIN};
@@ -15,7 +15,7 @@ use tests::disk::{Disk, pattern};
 use tests::haggle::Haggle;
 use tests::pki::Authority;
 use tests::server::{Endpoint, Server, server_tool};
-use tests::tool;
+use tests::{tool, wait_for, wait_until};
 
 /// A configuration file in a directory of its own.
 struct File {
@@ -45,10 +45,12 @@ impl File {
     }
 }
 
-/// Sends SIGHUP and waits until the log says `what`.
+/// Sends SIGHUP and waits until the log says `what` once more.
 fn reload(server: &Server, what: &str) {
+    let said = || server.log().matches(what).count();
+    let before = said();
     server.signal(Signal::SIGHUP);
-    let _line = server.logged(what);
+    wait_until(what, || said() > before);
 }
 
 /// The exports that are listed at an endpoint.
@@ -147,6 +149,31 @@ fn a_reload_adds_and_removes_while_others_notice_nothing() {
 }
 
 #[test]
+fn a_removed_export_lives_until_its_last_client_has_its_replies() {
+    let (goes, stays) = (Disk::sparse(64 << 20), "memory:1M");
+    let at = text(goes.path()).to_owned();
+    let file = File::of(
+        &("shutdown-timeout = 0.1\n".to_owned()
+            + &export("stays", stays, "")
+            + &export("goes", &at, "durability = \"early-ack\"")),
+    );
+    let server = file.serve();
+    let mut client = Client::try_connect(&server.endpoints()[1], "goes").expect("it is served");
+    // More replies than a socket holds, and then a write that only the server's memory holds.
+    let reads = (0..8).map(|n| client.send(CommandType::READ, PLAIN, n << 20, 1 << 20)).count();
+    client.send_write(PLAIN, 0, &[7; 512]);
+    file.write(&("shutdown-timeout = 0.1\n".to_owned() + &export("stays", stays, "")));
+    reload(&server, "cannot be removed while clients leave replies unread");
+    assert!(!server.log().contains("removed export=\"goes\""), "{}", server.log());
+    for _ in 0..=reads {
+        assert_eq!(client.reply().error, WireError::OK);
+    }
+    assert_eq!(client.socket.until_closed(), b"");
+    let _line = server.logged("removed export=\"goes\"");
+    assert_eq!(goes.content()[..512], [7; 512]);
+}
+
+#[test]
 fn a_reload_changes_the_manner_of_an_export_under_its_connections() {
     let disk = Disk::sparse(1 << 20);
     let at = text(disk.path()).to_owned();
@@ -167,9 +194,9 @@ fn a_reload_changes_the_manner_of_an_export_under_its_connections() {
     let mut second = Client::try_connect(server.endpoint(), "a").expect("the handshake is done");
     assert_eq!(second.socket.until_closed(), b"", "one connection is all there may be");
     client.disconnect();
-    let again = tests::wait_for("the place to be free", || {
+    let again = wait_for("the place to be free", || {
         let mut client = Client::try_connect(server.endpoint(), "a").ok()?;
-        client.send(common::proto::CommandType::FLUSH, PLAIN, 0, 0);
+        client.send(CommandType::FLUSH, PLAIN, 0, 0);
         client.try_reply().ok()
     });
     assert_eq!(again.error, WireError::OK);
@@ -197,7 +224,7 @@ fn a_bad_file_changes_nothing() {
     }
     file.write(&(good + &export("b", "memory:1M", "")));
     reload(&server, "added export=\"b\"");
-    tests::wait_for("the new export", || (names(server.endpoint()) == ["a", "b"]).then_some(()));
+    wait_until("the new export", || names(server.endpoint()) == ["a", "b"]);
 }
 
 #[test]

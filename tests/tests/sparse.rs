@@ -8,6 +8,7 @@ use std::fs;
 use common::handshake::context::ReplyStyle;
 use common::proto::{ChunkType, CommandFlags, CommandType, WireError};
 use common::reply::Extent;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tests::chunked::{Chunked, error, extents};
 use tests::disk::{Disk, pattern};
 use tests::server::Server;
@@ -109,6 +110,50 @@ fn zeroing_makes_holes_and_no_hole_does_not() {
         }
         assert_eq!(plain.read(MIB, 2 << 20).expect("zeroes"), vec![0; 2 << 20]);
     }
+}
+
+#[test]
+fn zeroes_that_cannot_be_fast_are_refused_and_change_nothing() {
+    // Memory has zeroes for nothing only where it may give the space back.
+    let server = Server::of("memory:1M");
+    let mut client = tests::client::Client::connect(server.endpoint());
+    let data = pattern(2, 64 << 10);
+    assert_eq!(client.write(NONE, 0, &data), WireError::OK);
+    let fast = CommandFlags::FAST_ZERO;
+    for (flags, expected) in [
+        (fast | CommandFlags::NO_HOLE, WireError::ENOTSUP),
+        (fast | CommandFlags::NO_HOLE | CommandFlags::FUA, WireError::ENOTSUP),
+        (CommandFlags::NO_HOLE, WireError::OK),
+        (fast, WireError::OK),
+    ] {
+        assert_eq!(client.write(NONE, 0, &data), WireError::OK);
+        assert_eq!(client.ask(CommandType::WRITE_ZEROES, flags, 0, 64 << 10), expected, "{flags:?}");
+        let zeroed = vec![0; 64 << 10];
+        let after = if expected == WireError::OK { &zeroed } else { &data };
+        assert_eq!(client.read(0, 64 << 10).as_ref(), Ok(after), "{flags:?}");
+    }
+}
+
+#[test]
+fn cache_brings_a_range_into_memory() {
+    let Some(fincore) = tool::find("fincore", "util-linux") else { return };
+    const LEN: u32 = 8 << 20;
+    let disk = Disk::holding(&pattern(1, 16 << 20));
+    let file = fs::File::open(disk.path()).expect("it can be opened");
+    file.sync_all().expect("it can be synced");
+    let cached = || {
+        let arguments = ["--bytes", "--noheadings", "--output", "RES", disk.path().to_str().expect("text")];
+        tool::succeed(&fincore, &arguments).trim().parse::<u64>().expect("a number of bytes")
+    };
+    let forget = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    posix_fadvise(&file, 0, 0, forget).expect("the kernel takes advice");
+    if cached() > 0 {
+        return tool::excuse("the temporary directory is on a file system that is memory");
+    }
+    let server = Server::of(disk.spec());
+    let mut client = tests::client::Client::connect(server.endpoint());
+    assert_eq!(client.ask(CommandType::CACHE, NONE, 4 << 20, LEN), WireError::OK);
+    tests::wait_until("the range to be cached", || cached() >= u64::from(LEN));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! where that is required; nothing that was sent in the clear is taken for encrypted; a handshake
 //! that stalls ends in time; and bad files are refused in words.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use common::option::put_option;
@@ -155,6 +155,31 @@ fn what_was_slipped_in_before_the_handshake_is_not_obeyed() {
         assert!(rest.is_empty() || rest[0] == 21, "{rest:?}");
     }
     assert_eq!(Client::connect(server.endpoint()).flush(), WireError::OK);
+}
+
+#[test]
+fn both_versions_are_spoken_without_tickets_and_with_chacha_preferred() {
+    let authority = Authority::new();
+    let disk = Disk::sparse(1 << 20);
+    let server = server(&authority, &[], &disk);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut haggle = Haggle::modern(server.endpoint());
+        assert_eq!(haggle.ask(OptionType::STARTTLS, b""), (vec![], ReplyType::ACK));
+        let mut session = authority.session(version);
+        let mut stream = rustls::Stream::new(&mut session, &mut haggle.socket);
+        let mut out = Vec::new();
+        put_option(&mut out, OptionType::LIST, b"");
+        put_option(&mut out, OptionType::ABORT, b"");
+        stream.write_all(&out).expect("the server listens");
+        // Everything that the server ever sends, tickets included.
+        let mut said = Vec::new();
+        let _without_goodbye = stream.read_to_end(&mut said);
+        assert!(said.ends_with(&[0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0]), "ABORT is acknowledged: {said:?}");
+        assert_eq!(session.protocol_version(), Some(version.version));
+        assert_eq!(session.tls13_tickets_received(), 0);
+        let suite = session.negotiated_cipher_suite().expect("there is one").suite();
+        assert!(format!("{suite:?}").contains("CHACHA20"), "{suite:?}");
+    }
 }
 
 #[test]

@@ -34,12 +34,23 @@ pub struct Builder {
     memory_mib: u32,
     disks: Vec<PathBuf>,
     host_port: Option<u16>,
+    boot_limit: Duration,
 }
 
 impl Builder {
     pub(crate) fn new(kernel: Kernel, kits: Vec<Kit>, log: PathBuf) -> Builder {
         let (modules, disks) = (Vec::new(), Vec::new());
-        Builder { kernel, kits, log, modules, cpus: 2, memory_mib: 1024, disks, host_port: None }
+        Builder {
+            kernel,
+            kits,
+            log,
+            modules,
+            cpus: 2,
+            memory_mib: 1024,
+            disks,
+            host_port: None,
+            boot_limit: BOOT_LIMIT,
+        }
     }
 
     /// Processors; the nbd driver uses a connection per processor. Default 2.
@@ -64,6 +75,12 @@ impl Builder {
     /// Lets the guest reach this port of the host's loopback, at [`HOST_PORT`], and nothing else of the host.
     pub fn host_port(mut self, port: u16) -> Self {
         self.host_port = Some(port);
+        self
+    }
+
+    /// How long one boot may take before it counts as hung. Default a minute.
+    pub fn boot_limit(mut self, limit: Duration) -> Self {
+        self.boot_limit = limit;
         self
     }
 
@@ -101,7 +118,7 @@ impl Builder {
             let slot = slot::take()?;
             let start = Instant::now();
             let (qemu, mut run, mut rescue) = Qemu::start(&machine, &outputs, slot)?;
-            let up = rescue.ready(BOOT_LIMIT).and_then(|()| run.ready(BOOT_LIMIT));
+            let up = rescue.ready(self.boot_limit).and_then(|()| run.ready(self.boot_limit));
             let boot_time = start.elapsed();
             let (kernel, seconds) = (self.kernel.release.package(), boot_time.as_secs_f32());
             let why = match up {

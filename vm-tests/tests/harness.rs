@@ -27,6 +27,17 @@ fn commands(scene: &Scene) -> Result<()> {
     vm.power_off().map(drop)
 }
 
+on_both_kernels!(hung_boots);
+/// A guest that does not come up in time, and whose kernel says nothing, is given another chance, but not for
+/// ever.
+fn hung_boots(scene: &Scene) -> Result<()> {
+    let error =
+        scene.vm().boot_limit(Duration::from_millis(1)).boot().err().context("no guest is that fast")?;
+    let words = format!("{error:#}");
+    ensure!(words.contains("the guest hangs in boot 3"), "{words}");
+    Ok(())
+}
+
 on_both_kernels!(drivers);
 /// What the tests of the driver take for granted is in every image, and can be asked for by any name.
 fn drivers(scene: &Scene) -> Result<()> {
