@@ -55,6 +55,7 @@ impl Upgrader {
         let mut config = builder
             .with_single_cert(certificates(&files.cert, "--tls-cert")?, key)
             .with_context(|| format!("{} and {shown} do not go together", files.cert.display()))?;
+        // Nobody resumes a session: not by a ticket, and not by its number.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ignore_client_order = true;

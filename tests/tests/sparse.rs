@@ -137,8 +137,9 @@ fn zeroes_that_cannot_be_fast_are_refused_and_change_nothing() {
 #[test]
 fn cache_brings_a_range_into_memory() {
     let Some(fincore) = tool::find("fincore", "util-linux") else { return };
-    const LEN: u32 = 8 << 20;
-    let disk = Disk::holding(&pattern(1, 16 << 20));
+    // More than one call of the kernel reads ahead, also where its window is large.
+    const LEN: u32 = 24 << 20;
+    let disk = Disk::holding(&pattern(1, 32 << 20));
     let file = fs::File::open(disk.path()).expect("it can be opened");
     file.sync_all().expect("it can be synced");
     let cached = || {

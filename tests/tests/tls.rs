@@ -6,8 +6,9 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
+use common::command::RequestHeader;
 use common::option::put_option;
-use common::proto::{OptionType, ReplyType, WireError};
+use common::proto::{CommandFlags, CommandType, OptionType, ReplyType, WireError};
 use tests::client::Client;
 use tests::disk::{Disk, pattern};
 use tests::haggle::Haggle;
@@ -179,6 +180,37 @@ fn both_versions_are_spoken_without_tickets_and_with_chacha_preferred() {
         assert_eq!(session.tls13_tickets_received(), 0);
         let suite = session.negotiated_cipher_suite().expect("there is one").suite();
         assert!(format!("{suite:?}").contains("CHACHA20"), "{suite:?}");
+    }
+}
+
+#[test]
+fn the_end_of_a_reply_is_never_held_back() {
+    let authority = Authority::new();
+    let (cert, key) = authority.server();
+    // One worker, so that what it has said to one client shows how far it is with the other.
+    let arguments =
+        ["--workers", "1", "--tls", "optional", "--tls-cert", text(&cert), "--tls-key", text(&key)];
+    let server = Server::builder().export("memory:4M").args(&arguments).unix().start();
+    let mut other = Client::connect(server.endpoint());
+    let mut haggle = Haggle::modern(server.endpoint());
+    assert_eq!(haggle.ask(OptionType::STARTTLS, b""), (vec![], ReplyType::ACK));
+    let mut session = authority.session(&rustls::version::TLS13);
+    let mut stream = rustls::Stream::new(&mut session, &mut haggle.socket);
+    let mut out = Vec::new();
+    put_option(&mut out, OptionType::EXPORT_NAME, b"");
+    stream.write_all(&out).expect("the server listens");
+    stream.read_exact(&mut [0; 10]).expect("the export is there");
+    // Somewhere among these lengths is one whose last bytes are encrypted when the socket is full.
+    for length in (1..=32).map(|n| n * (32 << 10)) {
+        let (command, flags) = (CommandType::READ, CommandFlags::NONE);
+        let mut request = Vec::new();
+        RequestHeader { flags, command, cookie: 1, offset: 0, length }.encode(&mut request);
+        stream.write_all(&request).expect("the server takes requests");
+        for _ in 0..2 {
+            assert_eq!(other.flush(), WireError::OK);
+        }
+        let mut reply = vec![0; 16 + usize::try_from(length).expect("it is short")];
+        stream.read_exact(&mut reply).unwrap_or_else(|error| panic!("a reply of {length} bytes: {error}"));
     }
 }
 

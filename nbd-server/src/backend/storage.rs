@@ -69,10 +69,9 @@ impl Storage {
         let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
         let (at, len) = (signed(at)?, signed(len)?);
         self.run(move |file| {
-            let end = at.saturating_add(len.min(AHEAD_MAX));
-            // The kernel reads no more than a piece of this length ahead at a time.
-            for place in (at..end).step_by(AHEAD_PIECE) {
-                posix_fadvise(file, place, end - place, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
+            // One call reads no further than the kernel's window, however much it is asked for.
+            for place in (at..at.saturating_add(len.min(AHEAD_MAX))).step_by(AHEAD_PIECE) {
+                posix_fadvise(file, place, AHEAD_PIECE as i64, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
             }
             Ok(())
         })

@@ -269,3 +269,19 @@ fn bytes(len: u64) -> usize {
 fn cut_short() -> End {
     End::Broken(std::io::ErrorKind::UnexpectedEof.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use common::command::{ContextSet, Extents, Span};
+    use common::reply::Extent;
+
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_block_status_fits_in_what_is_asked_for_it() {
+        let command = Command::BlockStatus(Span { at: 0, len: 1 }, Extents::Any, ContextSet::ALL);
+        let (made, sent) = (size_of::<Extent>(), 8 + 8);
+        assert!(payload(&command) >= EXTENTS_MAX * (made + sent));
+        assert_eq!(payload(&Command::Flush), 0);
+    }
+}
