@@ -41,8 +41,11 @@ pub(crate) struct Qemu {
     _slot: Slot,
 }
 
-/// A panic must end the machine, not hang the test.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on";
+/// A panic must end the machine, not hang the test. Ticks are periodic, because emulation loses a timer interrupt now
+/// and then: a tick that repeats comes again, a one-shot timer never does, and with it goes every sleep and every RCU
+/// grace period of its processor.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on nohz=off highres=off";
 /// The address at which the guest finds the one port of the host it may reach.
 const HOST_ADDRESS: &str = "tcp:10.0.2.100:10809";
 

@@ -28,8 +28,7 @@ fn commands(scene: &Scene) -> Result<()> {
 }
 
 on_both_kernels!(hung_boots);
-/// A guest that does not come up in time, and whose kernel says nothing, is given another chance, but not for
-/// ever.
+/// A guest that does not come up in time is given another chance, but not for ever.
 fn hung_boots(scene: &Scene) -> Result<()> {
     let error =
         scene.vm().boot_limit(Duration::from_millis(1)).boot().err().context("no guest is that fast")?;
