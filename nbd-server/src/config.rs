@@ -211,12 +211,17 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
 fn addresses(cli: &Serve) -> anyhow::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for text in &cli.listen {
-        let found = text.to_socket_addrs().with_context(|| {
-            format!("--listen {text}: not an address (write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809)")
-        })?;
-        addresses.extend(found);
+        addresses.extend(resolve(text).with_context(|| format!("--listen {text}"))?);
     }
     Ok(addresses)
+}
+
+/// Addresses with a port.
+fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let found = text.to_socket_addrs().with_context(|| {
+        format!("{text:?} is no address; write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809")
+    })?;
+    Ok(found.collect())
 }
 
 /// Splits `NAME=SPEC`. What stands before the `=` is a name only if it holds no slash, so that

@@ -11,7 +11,7 @@ use vm_tests::{Kernel, Series};
 use crate::apt::{self, Sources};
 use crate::janitor::Janitor;
 use crate::kernels;
-use crate::run::quietly;
+use crate::run::{cargo, quietly};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -56,6 +56,27 @@ pub(crate) fn for_host() -> Result<()> {
 /// What `cargo xtask audit` needs to watch some servers.
 pub(crate) fn for_audit(servers: &[&str]) -> Result<()> {
     packages(&[servers, &["strace"]].concat())
+}
+
+/// What `cargo xtask fuzz` needs: libFuzzer is C++.
+pub(crate) fn for_fuzz() -> Result<()> {
+    packages(&["g++"])?;
+    subcommand("cargo-fuzz")
+}
+
+/// What `cargo xtask coverage` needs: LLVM's tools from this package.
+pub(crate) fn for_coverage(llvm: &str) -> Result<()> {
+    packages(&[llvm])?;
+    subcommand("cargo-llvm-cov")
+}
+
+/// A subcommand of cargo, from crates.io.
+fn subcommand(name: &str) -> Result<()> {
+    if Command::new(name).arg("--version").output().is_ok() {
+        return Ok(());
+    }
+    eprintln!("installing {name}");
+    quietly(cargo().args(["install", "--locked", name]))
 }
 
 fn packages(wanted: &[&str]) -> Result<()> {

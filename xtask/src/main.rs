@@ -4,7 +4,9 @@
 mod apt;
 mod audit;
 mod bench;
+mod coverage;
 mod demo;
+mod fuzz;
 mod install;
 mod janitor;
 mod kernels;
@@ -33,6 +35,10 @@ enum Command {
     Bench(bench::Bench),
     /// Watch what NBD servers have done before they reply, under injected faults, and print a table.
     Audit(audit::Args),
+    /// Fuzz every parser and whole sessions.
+    Fuzz(fuzz::Args),
+    /// Count the lines of the protocol crate that its own tests reach.
+    Coverage(coverage::Args),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
     Test(test::Args),
 }
@@ -54,6 +60,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
         Command::Audit(args) => audit::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
+        Command::Coverage(args) => coverage::run(args),
         Command::Test(args) => test::run(args),
     }?;
     temporary.delete().context("cannot delete our temporary files")

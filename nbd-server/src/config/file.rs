@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Definition, Plan, definition, globals, tls};
+use super::{Definition, Plan, definition, globals, resolve, tls};
 use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::export::Admission;
 
@@ -21,7 +21,7 @@ use crate::export::Admission;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     #[serde(default)]
-    listen: Vec<String>,
+    listen: Vec<Spanned<String>>,
     #[serde(default)]
     unix: Vec<PathBuf>,
     admin: Option<PathBuf>,
@@ -105,31 +105,39 @@ impl Plan {
     pub fn read(path: &Path) -> anyhow::Result<Plan> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        parse(&text).map_err(|error| anyhow!("{shown}: {error:#}"))
+        Plan::parse(&text).map_err(|error| anyhow!("{shown}: {error:#}"))
     }
-}
 
-fn parse(text: &str) -> anyhow::Result<Plan> {
-    let file: File = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
-        anyhow!("line {line}: {}", error.message())
-    })?;
-    let serve = serve(&file);
-    let mut plan = Plan { globals: globals(&serve)?, tls: tls(&serve), exports: Vec::new() };
-    for table in &file.export {
-        let line = line_of(text, table.span().start);
-        define(table.get_ref(), &serve)
-            .and_then(|definition| plan.add(definition))
-            .with_context(|| format!("line {line}: export {:?}", table.get_ref().name))?;
+    /// What the text of a file says.
+    ///
+    /// # Errors
+    /// They begin with the line, unless it is the whole that lacks something.
+    pub fn parse(text: &str) -> anyhow::Result<Plan> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_of(text, span.start));
+            anyhow!("line {line}: {}", error.message())
+        })?;
+        let serve = serve(&file);
+        for address in &file.listen {
+            resolve(address.get_ref())
+                .with_context(|| format!("line {}: listen", line_of(text, address.span().start)))?;
+        }
+        let mut plan = Plan { globals: globals(&serve)?, tls: tls(&serve), exports: Vec::new() };
+        for table in &file.export {
+            let line = line_of(text, table.span().start);
+            define(table.get_ref(), &serve)
+                .and_then(|definition| plan.add(definition))
+                .with_context(|| format!("line {line}: export {:?}", table.get_ref().name))?;
+        }
+        anyhow::ensure!(!plan.exports.is_empty(), "there is no [[export]]: nothing is to be served");
+        Ok(plan)
     }
-    anyhow::ensure!(!plan.exports.is_empty(), "there is no [[export]]: nothing is to be served");
-    Ok(plan)
 }
 
 /// The same for all exports, as if it had been typed.
 fn serve(file: &File) -> Serve {
     let mut serve = Serve::untyped();
-    serve.listen.clone_from(&file.listen);
+    serve.listen = file.listen.iter().map(|address| address.get_ref().clone()).collect();
     serve.unix.clone_from(&file.unix);
     serve.admin.clone_from(&file.admin);
     serve.state_dir.clone_from(&file.state_dir);
@@ -212,7 +220,7 @@ read-only = true
 
     #[test]
     fn the_words_are_those_of_the_flags() {
-        let plan = parse(GOOD).unwrap();
+        let plan = Plan::parse(GOOD).unwrap();
         assert_eq!((plan.globals.memory_max, plan.globals.workers > 0), (64 << 20, true));
         assert_eq!(plan.globals.shutdown_timeout, Duration::from_millis(2500));
         let [vm, scratch] = &plan.exports[..] else { panic!("{:?}", plan.exports) };
@@ -228,6 +236,7 @@ read-only = true
     fn errors_name_the_line() {
         for (text, line, word) in [
             ("listen = 5\n", 1, "sequence"),
+            ("admin = \"a\"\nlisten = [\n  \"[::1]:1\",\n  \"::1\",\n]\n", 4, "::1"),
             ("\nwhat = 1\n[[export]]\nserve = \"x\"\n", 2, "what"),
             ("[[export]]\nserve = \"x\"\nmode = \"unsafe\"\n", 3, "mode"),
             ("\n[[export]]\nserve = \"x\"\ndurability = \"no\"\n", 2, "no"),
@@ -237,12 +246,12 @@ read-only = true
             ("[[export]]\nserve = \"x\"\nallow-names = [\"a\"]\n", 1, "ca"),
             ("[[export]]\nname = \"x\"\n", 1, "serve"),
         ] {
-            let error = format!("{:#}", parse(text).unwrap_err());
+            let error = format!("{:#}", Plan::parse(text).unwrap_err());
             assert!(
                 error.starts_with(&format!("line {line}: ")) && error.contains(word),
                 "{text:?}: {error}"
             );
         }
-        assert!(format!("{:#}", parse("").unwrap_err()).contains("nothing is to be served"));
+        assert!(format!("{:#}", Plan::parse("").unwrap_err()).contains("nothing is to be served"));
     }
 }

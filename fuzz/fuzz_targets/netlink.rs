@@ -1,0 +1,4 @@
+//! See [`fuzz::netlink`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::netlink::run(data));

@@ -1,0 +1,4 @@
+//! See [`fuzz::server_handshake`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::server_handshake::run(data));
