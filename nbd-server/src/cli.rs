@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use serde::Deserialize;
 
+use crate::confine::Sandbox;
 use crate::durability::Mode;
 
 /// Serve files, block devices and memory over the NBD protocol
@@ -102,7 +103,7 @@ pub struct Serve {
         value_name = "FILE",
         conflicts_with_all = [
             "listen", "unix", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
-            "tls", "read_only", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
+            "tls", "read_only", "user", "sandbox", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
     )]
@@ -162,6 +163,14 @@ pub struct Serve {
     /// Refuse writes; files are opened for reading only
     #[arg(long)]
     pub read_only: bool,
+
+    /// Serve as this user once the sockets listen; what is served must be open to it
+    #[arg(long, value_name = "NAME[:GROUP]")]
+    pub user: Option<String>,
+
+    /// Whether to give up all files but those served, and all system calls but those needed
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub sandbox: Sandbox,
 
     /// Threads that serve connections [default: one per CPU]
     #[arg(long, value_name = "N")]

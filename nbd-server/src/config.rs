@@ -6,6 +6,7 @@
 
 pub mod file;
 mod open;
+mod reach;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -20,11 +21,14 @@ use common::wire;
 
 use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy};
+use crate::confine::{Sandbox, User};
 use crate::durability::{EarlyLimits, Mode};
 use crate::engine::Pool;
 use crate::export::{Admission, Export, Registry};
 use crate::tls::{Files, Upgrader};
 use open::Opener;
+
+pub use open::path_of;
 
 /// Where a server listens that was told nothing else.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT);
@@ -60,15 +64,21 @@ impl Definition {
 /// What is the same for all exports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Globals {
-    /// TCP addresses to listen on. Where there is nothing to listen on and nothing inherited either, it
-    /// is [`DEFAULT_ADDRESS`].
-    pub listen: Vec<SocketAddr>,
+    /// TCP addresses to listen on, as they were written: [`resolve`] asks what they mean. Where there is
+    /// nothing to listen on and nothing inherited either, it is [`DEFAULT_ADDRESS`].
+    pub listen: Vec<String>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
     /// Where the operator is heard.
     pub admin: Option<PathBuf>,
     /// Where epochs are kept that cannot be kept with what is served.
     pub state_dir: Option<PathBuf>,
+    /// Whom to become once the sockets listen.
+    pub user: Option<User>,
+    /// Whether to confine the process.
+    pub sandbox: Sandbox,
+    /// Directories from which a later reload may serve, beside those of what is served now.
+    pub directories: Vec<PathBuf>,
     /// Threads that serve connections.
     pub workers: usize,
     /// Connections at a time.
@@ -119,6 +129,9 @@ impl Plan {
     /// Checks what can be checked without opening what is to be served.
     pub fn check(&self) -> anyhow::Result<()> {
         self.upgrader()?;
+        for address in &self.globals.listen {
+            resolve(address).with_context(|| format!("listen {address}"))?;
+        }
         self.exports.iter().try_for_each(open::check)
     }
 
@@ -157,10 +170,13 @@ impl Config {
 
 fn globals(cli: &Serve) -> anyhow::Result<Globals> {
     Ok(Globals {
-        listen: addresses(cli)?,
+        listen: cli.listen.clone(),
         unix: cli.unix.clone(),
         admin: cli.admin.clone(),
         state_dir: cli.state_dir.clone(),
+        user: cli.user.as_deref().map(User::find).transpose()?,
+        sandbox: cli.sandbox,
+        directories: Vec::new(),
         workers: match cli.workers {
             Some(workers) => workers.get(),
             None => thread::available_parallelism().map_or(1, usize::from),
@@ -208,19 +224,14 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
     Ok(limits)
 }
 
-fn addresses(cli: &Serve) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut addresses = Vec::new();
-    for text in &cli.listen {
-        addresses.extend(resolve(text).with_context(|| format!("--listen {text}"))?);
-    }
-    Ok(addresses)
-}
-
-/// Addresses with a port.
-fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = text.to_socket_addrs().with_context(|| {
-        format!("{text:?} is no address; write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809")
-    })?;
+/// What `ADDR:PORT` means; a name may mean several addresses.
+///
+/// # Errors
+/// Where it means none.
+pub fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let found = text
+        .to_socket_addrs()
+        .context("not an address (write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809)")?;
     Ok(found.collect())
 }
 

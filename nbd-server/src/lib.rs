@@ -14,6 +14,7 @@
 //! | [`ledger`] | where an export's epoch is kept | `durability`, `engine` |
 //! | [`durability`], [`layer`] | what an acknowledgement promises; order of overlapping writes | `device`, `buf` |
 //! | [`backend`] | what stores bytes | `device`, `buf`, `engine` |
+//! | [`confine`] | what the process can no longer do: user, files, system calls | nothing of ours |
 //! | [`engine`] | how operations reach the disk | nothing of ours |
 //! | [`device`], [`buf`], [`metrics`] | the contract, the memory, the numbers | `buf` |
 //!
@@ -26,6 +27,7 @@ pub mod backend;
 pub mod buf;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod ctl;
 pub mod device;
 pub mod durability;

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use nbd_server::cli::{Cli, Command, LogFormat, Serve};
 use nbd_server::config::{Config, Plan};
+use nbd_server::confine::{self, User};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
-use nbd_server::server::{self, Reloader};
+use nbd_server::server::{self, Reloader, Sockets};
 use tracing::Level;
 
 fn main() -> ExitCode {
@@ -30,15 +31,20 @@ fn main() -> ExitCode {
 
 fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
     start_log(cli);
-    let pool = Pool::start(pool::THREADS)?;
     let plan = match &cli.config {
         Some(file) => Plan::read(file)?,
         None => Plan::typed(cli)?,
     };
-    let config = Config::open(plan, &pool)?;
-    let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), pool));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(server::run(config, reloader))
+    let sockets = runtime.block_on(Sockets::open(&plan.globals))?;
+    // From here on with no more rights than needed; threads inherit what holds for this one.
+    plan.globals.user.iter().try_for_each(User::become_it)?;
+    let reach = plan.reach(cli.config.as_deref());
+    let confined = confine::files(plan.globals.sandbox, &reach)?;
+    let pool = Pool::start(pool::THREADS)?;
+    let config = Config::open(plan, &pool)?;
+    let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), reach, pool));
+    runtime.block_on(server::run(config, sockets, confined, reloader))
 }
 
 fn check(file: &Path) -> anyhow::Result<ExitCode> {

@@ -20,20 +20,43 @@ use tokio::time::timeout;
 
 use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
-use crate::config::{Config, DEFAULT_ADDRESS, Globals};
+use crate::config::{Config, DEFAULT_ADDRESS, Globals, resolve};
+use crate::confine::Confined;
 use crate::listen::Listener;
 use crate::session::Memory;
 use crate::worker::{self, Shared, Task};
 
 pub use reload::Reloader;
 
+/// The sockets of a server.
+pub struct Sockets {
+    listeners: Vec<Listener>,
+    admin: Option<Admin>,
+}
+
+impl Sockets {
+    /// Listens to clients, who wait until [`run`], and to operators.
+    ///
+    /// # Errors
+    /// Where an address means nothing or is taken.
+    pub async fn open(globals: &Globals) -> anyhow::Result<Sockets> {
+        let listeners = listen(globals).await?;
+        let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
+        Ok(Sockets { listeners, admin })
+    }
+}
+
 /// Serves until a signal says stop; the exit code says whether everything is durable.
-pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Result<ExitCode> {
+pub async fn run(
+    config: Config,
+    sockets: Sockets,
+    mut confined: Confined,
+    mut reloader: Option<Reloader>,
+) -> anyhow::Result<ExitCode> {
     let Config { plan, exports, tls } = config;
     let globals = plan.globals;
     let mut signals = Signals::catch()?;
-    let listeners = listen(&globals).await?;
-    let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
+    let Sockets { listeners, admin } = sockets;
     let policy = tls.as_ref().map(|(_, policy)| *policy);
     let (stop, stopped) = oneshot::channel();
     let budget = Budget::new(globals.memory_max);
@@ -52,6 +75,8 @@ pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Resu
         workers[0].send(Task::Keep(export)).context("a worker has died")?;
     }
     let places = Arc::new(Semaphore::new(globals.connections_max));
+    confined.calls(globals.sandbox)?;
+    confined.log();
     announce(&listeners, policy)?;
 
     let hangup = match &mut reloader {
@@ -81,7 +106,9 @@ pub async fn run(config: Config, mut reloader: Option<Reloader>) -> anyhow::Resu
 async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = Listener::inherited()?;
     for address in &globals.listen {
-        listeners.push(Listener::tcp(*address).await?);
+        for address in resolve(address).with_context(|| format!("--listen {address}"))? {
+            listeners.push(Listener::tcp(address).await?);
+        }
     }
     for path in &globals.unix {
         listeners.push(Listener::unix(path)?);

@@ -28,6 +28,7 @@ pub struct Source {
 /// Who may use whom inside `nbd-server`; the table in its `lib.rs` in another notation.
 pub const ROOMS: &[(&str, &[&str])] = &[
     ("buf", &[]),
+    ("confine", &[]),
     ("engine", &[]),
     ("metrics", &[]),
     ("tls", &[]),
@@ -42,10 +43,24 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("listen", &["transport"]),
     ("worker", &["device", "export", "session", "tls", "transport"]),
     ("admin", &["durability", "export", "listen"]),
-    ("cli", &["durability"]),
+    ("cli", &["confine", "durability"]),
     ("ctl", &["admin", "cli"]),
-    ("config", &["backend", "cli", "device", "durability", "engine", "export", "ledger", "tls"]),
-    ("server", &["admin", "buf", "config", "durability", "engine", "export", "listen", "session", "worker"]),
+    ("config", &["backend", "cli", "confine", "device", "durability", "engine", "export", "ledger", "tls"]),
+    (
+        "server",
+        &[
+            "admin",
+            "buf",
+            "config",
+            "confine",
+            "durability",
+            "engine",
+            "export",
+            "listen",
+            "session",
+            "worker",
+        ],
+    ),
 ];
 
 /// Rooms that a seeded executor must be able to drive: no runtime, no clock, no threads, no

@@ -36,7 +36,10 @@ impl File {
     /// Says where to listen, and then this.
     fn write(&self, exports: &str) {
         let socket = self.dir.path().join("nbd.sock");
-        let text = format!("listen = [\"127.0.0.1:0\"]\nunix = [{socket:?}]\n{exports}");
+        // The disks that reloads bring are each in a directory of their own.
+        let disks = std::env::temp_dir();
+        let text =
+            format!("listen = [\"127.0.0.1:0\"]\nunix = [{socket:?}]\ndirectories = [{disks:?}]\n{exports}");
         fs::write(self.path(), text).expect("it can be written");
     }
 
@@ -102,8 +105,8 @@ fn files_are_checked_while_a_server_runs_by_them() {
     for (bad, complaint) in [
         (export("a", "/nowhere", ""), "/nowhere"),
         (export("a", "memory:7", ""), "multiple of 512"),
-        (export("a", "memory:1M", "colour = \"red\""), "line 6: unknown field `colour`"),
-        (export("a", "memory:1M", "") + &export("a", "memory:2M", ""), "line 7: export \"a\": two exports"),
+        (export("a", "memory:1M", "colour = \"red\""), "line 7: unknown field `colour`"),
+        (export("a", "memory:1M", "") + &export("a", "memory:2M", ""), "line 8: export \"a\": two exports"),
         (
             "[tls]\ncert = \"/nowhere\"\nkey = \"/nowhere\"\n".to_owned() + &export("a", "memory:1M", ""),
             "/nowhere",
@@ -211,11 +214,11 @@ fn a_bad_file_changes_nothing() {
     let server = file.serve();
     let mut client = Client::try_connect(server.endpoint(), "a").expect("it is served");
     for (bad, complaint) in [
-        (good.clone() + &export("b", "memory:1M", "durabilty = \"unsafe\""), "line 10: unknown field"),
+        (good.clone() + &export("b", "memory:1M", "durabilty = \"unsafe\""), "line 11: unknown field"),
         (export("b", "memory:1M", "") + &export("c", "/nowhere", ""), "cannot open /nowhere"),
         (export("b", &at, ""), "remove that export first"),
         (export("a", &at, "read-only = true"), "remove that export first"),
-        ("not toml at all".to_owned(), "line 3"),
+        ("not toml at all".to_owned(), "line 4"),
     ] {
         file.write(&bad);
         reload(&server, complaint);

@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Definition, Plan, definition, globals, resolve, tls};
+use super::{Definition, Globals, Plan, definition, globals, tls};
 use crate::cli::{Serve, TlsPolicy, parse_size};
+use crate::confine::Sandbox;
 use crate::export::Admission;
 
 /// The file as it is written.
@@ -21,11 +22,16 @@ use crate::export::Admission;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     #[serde(default)]
-    listen: Vec<Spanned<String>>,
+    listen: Vec<String>,
     #[serde(default)]
     unix: Vec<PathBuf>,
     admin: Option<PathBuf>,
     state_dir: Option<PathBuf>,
+    user: Option<String>,
+    #[serde(default)]
+    sandbox: Sandbox,
+    #[serde(default)]
+    directories: Vec<PathBuf>,
     workers: Option<NonZeroUsize>,
     max_connections: Option<NonZeroUsize>,
     max_memory: Option<Size>,
@@ -118,11 +124,8 @@ impl Plan {
             anyhow!("line {line}: {}", error.message())
         })?;
         let serve = serve(&file);
-        for address in &file.listen {
-            resolve(address.get_ref())
-                .with_context(|| format!("line {}: listen", line_of(text, address.span().start)))?;
-        }
-        let mut plan = Plan { globals: globals(&serve)?, tls: tls(&serve), exports: Vec::new() };
+        let globals = Globals { directories: file.directories.clone(), ..globals(&serve)? };
+        let mut plan = Plan { globals, tls: tls(&serve), exports: Vec::new() };
         for table in &file.export {
             let line = line_of(text, table.span().start);
             define(table.get_ref(), &serve)
@@ -137,10 +140,12 @@ impl Plan {
 /// The same for all exports, as if it had been typed.
 fn serve(file: &File) -> Serve {
     let mut serve = Serve::untyped();
-    serve.listen = file.listen.iter().map(|address| address.get_ref().clone()).collect();
+    serve.listen.clone_from(&file.listen);
     serve.unix.clone_from(&file.unix);
     serve.admin.clone_from(&file.admin);
     serve.state_dir.clone_from(&file.state_dir);
+    serve.user.clone_from(&file.user);
+    serve.sandbox = file.sandbox;
     serve.workers = file.workers;
     serve.max_connections = file.max_connections.unwrap_or(serve.max_connections);
     serve.max_memory = file.max_memory.as_ref().map_or(serve.max_memory, |size| size.0);
@@ -236,7 +241,6 @@ read-only = true
     fn errors_name_the_line() {
         for (text, line, word) in [
             ("listen = 5\n", 1, "sequence"),
-            ("admin = \"a\"\nlisten = [\n  \"[::1]:1\",\n  \"::1\",\n]\n", 4, "::1"),
             ("\nwhat = 1\n[[export]]\nserve = \"x\"\n", 2, "what"),
             ("[[export]]\nserve = \"x\"\nmode = \"unsafe\"\n", 3, "mode"),
             ("\n[[export]]\nserve = \"x\"\ndurability = \"no\"\n", 2, "no"),

@@ -40,8 +40,7 @@ type Opened = (Arc<dyn Device>, Ledger);
 impl Opener<'_> {
     /// `state_dir` is where epochs are kept that cannot be kept with what is served.
     pub(super) fn new(state_dir: Option<PathBuf>, pool: &Pool) -> Opener<'_> {
-        let given = || std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        Opener { state_dir: state_dir.or_else(given), pool }
+        Opener { state_dir: state_dir.or_else(given_state_dir), pool }
     }
 
     /// Opens and locks an export.
@@ -89,6 +88,18 @@ impl Opener<'_> {
         };
         Ok((device, ledger))
     }
+}
+
+/// What systemd sets by `StateDirectory=`.
+pub(super) fn given_state_dir() -> Option<PathBuf> {
+    std::env::var_os("STATE_DIRECTORY").filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// The file or device of an export that has one.
+#[must_use]
+pub fn path_of(spec: &str) -> Option<&Path> {
+    let has_none = spec.starts_with("memory:") || spec.starts_with("null:");
+    (!has_none).then(|| Path::new(spec))
 }
 
 /// Checks what can be checked without opening anything.

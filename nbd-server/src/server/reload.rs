@@ -10,7 +10,8 @@ use std::sync::{Arc, PoisonError};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::config::{Definition, Plan};
+use crate::config::{Definition, Plan, path_of};
+use crate::confine::{Reach, Sandbox};
 use crate::durability::Mode;
 use crate::engine::Pool;
 use crate::export::Export;
@@ -20,6 +21,8 @@ use crate::worker::{Shared, Task};
 pub struct Reloader {
     path: PathBuf,
     in_force: Plan,
+    /// What can be opened, if the process is confined.
+    reach: Reach,
     pool: Pool,
 }
 
@@ -32,10 +35,10 @@ struct Changes {
 }
 
 impl Reloader {
-    /// For a server that runs by `plan`, which was read from `path`.
+    /// For a server that runs by `plan`, which was read from `path`, and has kept `reach` for itself.
     #[must_use]
-    pub fn new(path: PathBuf, plan: Plan, pool: Pool) -> Reloader {
-        Reloader { path, in_force: plan, pool }
+    pub fn new(path: PathBuf, plan: Plan, reach: Reach, pool: Pool) -> Reloader {
+        Reloader { path, in_force: plan, reach, pool }
     }
 
     /// Reads the file and puts it in force; what happened is in the log.
@@ -54,7 +57,7 @@ impl Reloader {
         }
         let (old, new, pool) = (self.in_force.clone(), plan.clone(), self.pool.clone());
         let opened = tokio::task::spawn_blocking(move || Changes::open(&old, &new, &pool)).await;
-        let changes = opened.context("opening has panicked")??;
+        let changes = opened.context("opening has panicked")?.map_err(|error| self.explain(&plan, error))?;
         if plan.globals != self.in_force.globals {
             tracing::warn!("what is said outside of [tls] and [[export]] counts after a restart only");
         }
@@ -65,6 +68,24 @@ impl Reloader {
             self.in_force.exports.iter_mut().filter(|it| it.name == name).for_each(|it| it.mode = mode);
         }
         Ok(())
+    }
+}
+
+impl Reloader {
+    /// Says what confinement may have to do with it.
+    fn explain(&self, plan: &Plan, error: anyhow::Error) -> anyhow::Error {
+        let beyond = |export: &&Definition| {
+            let path = path_of(&export.serve);
+            path.is_some_and(|path| path.exists() && !self.reach.covers(path))
+        };
+        match plan.exports.iter().find(beyond) {
+            Some(export) if self.in_force.globals.sandbox != Sandbox::Off => error.context(format!(
+                "this server kept the directories of its exports for itself when it started; for {} name its \
+                 directory under `directories`, then restart",
+                export.serve
+            )),
+            _ => error,
+        }
     }
 }
 
@@ -88,8 +109,8 @@ impl Changes {
             if stays {
                 continue;
             }
-            let is_a_path = !after.serve.starts_with("memory:") && !after.serve.starts_with("null:");
-            if let Some(user) = old.exports.iter().find(|it| is_a_path && it.serve == after.serve) {
+            let path = path_of(&after.serve);
+            if let Some(user) = old.exports.iter().find(|it| path.is_some() && path_of(&it.serve) == path) {
                 bail!(
                     "export {:?}: {} is served as {:?} until now; remove that export first, then reload again",
                     after.name,

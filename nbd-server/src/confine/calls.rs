@@ -1,0 +1,176 @@
+//! Which system calls are left to a server that serves: seccomp.
+//!
+//! Anything else fails as if the kernel did not have it, so that a newer C library, which tries newer
+//! calls first, falls back to those that are listed.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use super::refused;
+
+/// Calls with whatever arguments.
+const FREE: &[libc::c_long] = &[
+    // Data, in and out.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fadvise64,
+    libc::SYS_flock,
+    // Files: of which, landlock says.
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_statfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_mkdirat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_unlinkat,
+    libc::SYS_fgetxattr,
+    libc::SYS_fsetxattr,
+    // Sockets that there are.
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    // Waiting.
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    libc::SYS_pipe2,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_restart_syscall,
+    // Memory and threads.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_membarrier,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Signals, to itself.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    // About itself.
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getrandom,
+    libc::SYS_getrusage,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    libc::SYS_umask,
+    libc::SYS_prlimit64,
+];
+
+/// Calls that newer architectures no longer have, and C libraries still make on this one.
+#[cfg(target_arch = "x86_64")]
+const OLD: &[libc::c_long] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_unlink,
+    libc::SYS_mkdir,
+    libc::SYS_poll,
+    libc::SYS_epoll_wait,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: &[libc::c_long] = &[];
+
+pub(super) fn confine() -> anyhow::Result<&'static str> {
+    let Ok(machine) = std::env::consts::ARCH.try_into() else {
+        return refused("seccomp filter of ours for its processor");
+    };
+    let (allow, deny) = (SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()));
+    let filter = SeccompFilter::new(rules()?, deny, allow, machine)?;
+    let program: BpfProgram = filter.try_into()?;
+    seccompiler::apply_filter_all_threads(&program).context("seccomp")?;
+    Ok("seccomp")
+}
+
+fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        FREE.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
+    let only = |number, op, value: libc::c_int| -> anyhow::Result<SeccompCondition> {
+        let value = u64::try_from(value).context("a constant of the kernel is negative")?;
+        Ok(SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value)?)
+    };
+    // A new thread, not a new process. Which of the two clone3 makes cannot be seen here, so it is left out, and
+    // the C library uses clone.
+    let thread = u64::try_from(libc::CLONE_THREAD).context("a constant of the kernel is negative")?;
+    let is_thread = only(0, SeccompCmpOp::MaskedEq(thread), libc::CLONE_THREAD)?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
+    // The service manager and the tokio signal driver are reached by Unix sockets.
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let is_unix = only(0, SeccompCmpOp::Eq, libc::AF_UNIX)?;
+        rules.insert(call, vec![SeccompRule::new(vec![is_unix])?]);
+    }
+    let names = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME)?;
+    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![names])?]);
+    // Standard error may be a terminal, and what is put into its input is typed.
+    let types = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| {
+        let condition = |value| SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value);
+        condition(request)
+    });
+    let types = types.into_iter().collect::<Result<Vec<_>, _>>()?;
+    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(types)?]);
+    Ok(rules)
+}
