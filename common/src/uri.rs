@@ -52,6 +52,8 @@ pub struct Uri {
     pub tls: Tls,
     /// Name of the export; empty for the default export.
     pub export: String,
+    /// Where the client's certificates are: the parameter `tls-certificates`.
+    pub certificates: Option<PathBuf>,
 }
 
 /// Why a text is no NBD URI.
@@ -102,7 +104,8 @@ impl FromStr for Uri {
         };
         let path = decode(uri.path(), "export name")?;
         let export = path.strip_prefix('/').unwrap_or(&path).to_owned();
-        Ok(Uri { transport, tls, export })
+        let certificates = parameter(&uri, "tls-certificates", "path of certificates")?.map(PathBuf::from);
+        Ok(Uri { transport, tls, export, certificates })
     }
 }
 
@@ -110,15 +113,21 @@ impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = if self.tls == Tls::Required { "s" } else { "" };
         let export = escape(&self.export);
+        let mut separator = '?';
         match &self.transport {
             Transport::Tcp { host, port } if host.contains(':') => {
-                write!(f, "nbd{s}://[{host}]:{port}/{export}")
+                write!(f, "nbd{s}://[{host}]:{port}/{export}")?;
             }
-            Transport::Tcp { host, port } => write!(f, "nbd{s}://{host}:{port}/{export}"),
+            Transport::Tcp { host, port } => write!(f, "nbd{s}://{host}:{port}/{export}")?,
             Transport::Unix { path } => {
-                write!(f, "nbd{s}+unix:///{export}?socket={}", escape(&path.to_string_lossy()))
+                write!(f, "nbd{s}+unix:///{export}?socket={}", escape(&path.to_string_lossy()))?;
+                separator = '&';
             }
-            Transport::Vsock { cid, port } => write!(f, "nbd{s}+vsock://{cid}:{port}/{export}"),
+            Transport::Vsock { cid, port } => write!(f, "nbd{s}+vsock://{cid}:{port}/{export}")?,
+        }
+        match &self.certificates {
+            Some(path) => write!(f, "{separator}tls-certificates={}", escape(&path.to_string_lossy())),
+            None => Ok(()),
         }
     }
 }
@@ -138,11 +147,16 @@ fn unix(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
     if uri.authority().is_some_and(|a| !a.host().is_empty()) {
         return Err(UriError::HostWithSocket);
     }
+    let path = parameter(uri, "socket", "socket path")?.ok_or(UriError::NoSocket)?;
+    Ok(Transport::Unix { path: PathBuf::from(path) })
+}
+
+/// The value of a parameter of the query, unless there is none or it is empty.
+fn parameter(uri: &fluent_uri::Uri<&str>, key: &str, what: &'static str) -> Result<Option<String>, UriError> {
     let pairs = uri.query().map(EStr::as_str).unwrap_or_default().split('&');
-    let socket = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == "socket");
-    let value = socket.map(|(_, value)| value).filter(|v| !v.is_empty()).ok_or(UriError::NoSocket)?;
-    let value = EStr::<Query>::new(value).ok_or(UriError::NoSocket)?;
-    Ok(Transport::Unix { path: PathBuf::from(decode(value, "socket path")?) })
+    let found = pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key);
+    let value = found.map(|(_, value)| value).filter(|value| !value.is_empty());
+    value.and_then(EStr::<Query>::new).map(|value| decode(value, what)).transpose()
 }
 
 fn vsock(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
@@ -198,6 +212,9 @@ mod tests {
         assert_eq!("nbds://[::1]:99/x".parse::<Uri>().unwrap().transport, tcp("::1", 99));
         let unix = "nbd+unix:///?socket=/run/a%20b".parse::<Uri>().unwrap().transport;
         assert_eq!(unix, Transport::Unix { path: "/run/a b".into() });
+        let uri: Uri = "nbds+unix:///x?socket=/s&tls-certificates=/etc/pki/a%26b".parse().unwrap();
+        assert_eq!(uri.certificates.as_deref(), Some(std::path::Path::new("/etc/pki/a&b")));
+        assert_eq!(uri.to_string(), "nbds+unix:///x?socket=/s&tls-certificates=/etc/pki/a%26b");
         let vsock = "nbd+vsock://2:7/x".parse::<Uri>().unwrap().transport;
         assert_eq!(vsock, Transport::Vsock { cid: 2, port: 7 });
     }

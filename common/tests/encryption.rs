@@ -137,3 +137,69 @@ fn the_clients_flags_do_count() {
     assert_eq!(send.len(), 10, "the client wanted no padding");
     assert_eq!(wire::Cursor::new(&send).u64(), Ok(1));
 }
+
+mod client {
+    //! The other role: a client that wants TLS says nothing before it has it.
+
+    use common::handshake::client::{Client, ClientError, Step};
+    use common::option::{OPTION_HEADER_LEN, OptionHeader, put_reply};
+    use common::proto::{IHAVEOPT, NBDMAGIC, OptionType, ReplyType};
+    use common::wire::Put;
+
+    /// What a client says after the greeting, behind its flags, and its next state.
+    fn greeted(client: Client, flags: u16) -> Result<(Vec<u8>, Client), ClientError> {
+        let mut greeting = Vec::new();
+        greeting.put_u64(NBDMAGIC);
+        greeting.put_u64(IHAVEOPT);
+        greeting.put_u16(flags);
+        match client.step(&greeting)? {
+            Step::Continue { send, next } => Ok((send[4..].to_vec(), next)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn option(bytes: &[u8]) -> OptionType {
+        OptionHeader::decode(&bytes[..OPTION_HEADER_LEN]).expect("an option").option
+    }
+
+    /// The answer to STARTTLS.
+    fn answered(client: Client, reply: ReplyType, text: &str) -> Result<Step, ClientError> {
+        let mut answer = Vec::new();
+        put_reply(&mut answer, OptionType::STARTTLS, reply, text.as_bytes());
+        let (header, data) = answer.split_at(client.need());
+        match client.step(header)? {
+            Step::Continue { next, .. } if !data.is_empty() => next.step(data),
+            step => Ok(step),
+        }
+    }
+
+    #[test]
+    fn tls_comes_before_anything_else() {
+        let goals = [
+            (Client::new("x"), OptionType::GO),
+            (Client::info("x"), OptionType::EXTENDED_HEADERS),
+            (Ok(Client::list()), OptionType::LIST),
+        ];
+        for (client, first) in goals {
+            let (said, client) = greeted(client.expect("a fine name").over_tls(), 3).expect("a server");
+            assert_eq!((option(&said), said.len()), (OptionType::STARTTLS, OPTION_HEADER_LEN));
+            let Ok(Step::StartTls { send, .. }) = answered(client, ReplyType::ACK, "") else {
+                panic!("it goes on over TLS")
+            };
+            assert_eq!(option(&send), first);
+        }
+    }
+
+    #[test]
+    fn a_server_without_tls_is_left() {
+        let client = || Client::new("x").expect("a fine name").over_tls();
+        // One that knows no options at all would take EXPORT_NAME in the clear.
+        assert!(matches!(greeted(client(), 0), Err(ClientError::NoTls { .. })));
+        for refusal in [ReplyType::ERR_UNSUP, ReplyType::ERR_POLICY, ReplyType::ERR_INVALID] {
+            let (_, client) = greeted(client(), 3).expect("a server");
+            let error = answered(client, refusal, "not here").expect_err("it does not go on");
+            assert_eq!(error, ClientError::NoTls { reply: refusal, text: "not here".into() });
+            assert!(error.to_string().contains("has no TLS"), "{error}");
+        }
+    }
+}

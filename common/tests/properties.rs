@@ -230,7 +230,8 @@ proptest! {
             true => Transport::Unix { path: path.into() },
             false => Transport::Tcp { host, port },
         };
-        let uri = Uri { transport, tls: if tls { Tls::Required } else { Tls::Off }, export };
+        let tls = if tls { Tls::Required } else { Tls::Off };
+        let uri = Uri { transport, tls, export, certificates: None };
         prop_assert_eq!(uri.to_string().parse(), Ok(uri));
     }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use common::handshake::server::Encryption;
 use futures::io::{AsyncRead, AsyncWrite};
-use nbd_server::export::{Peer, Visible};
+use nbd_server::export::{Origin, Peer, Visible};
 use nbd_server::session::{self, End, Negotiated};
 
 use crate::stage::Stage;
@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
         let (registry, memory) = (std::mem::take(&mut stage.registry), stage.memory.clone());
         let sent = sent.to_vec();
         stage.play(async move {
-            let peer = Peer { address: None, names: Vec::new() };
+            let peer = Peer { origin: Origin::Host, names: Vec::new() };
             let exports = Visible { registry: &registry, peer: &peer };
             let mut stream = Stream { sent: sent.into(), said: Vec::new() };
             match session::negotiate(&mut stream, &exports, Encryption::Unavailable).await {

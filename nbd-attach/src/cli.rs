@@ -112,9 +112,16 @@ pub struct Status {
 /// `nbd-attach info`.
 #[derive(Debug, Args)]
 pub struct Info {
-    /// nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; without EXPORT, every export that the
-    /// server lists
+    /// nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or nbd+vsock://CID:PORT/EXPORT, with
+    /// nbds for TLS; without EXPORT, every export that the server lists
     pub uri: String,
+    /// TLS: directory with ca-cert.pem, and with client-cert.pem and client-key.pem where the server
+    /// wants to know its clients [default: tls-certificates= of the URI]
+    #[arg(long, value_name = "DIR")]
+    pub tls_certificates: Option<PathBuf>,
+    /// TLS: name in the server's certificate [default: the host of the URI, or localhost]
+    #[arg(long, value_name = "NAME")]
+    pub tls_hostname: Option<String>,
     /// Print a JSON array
     #[arg(long)]
     pub json: bool,

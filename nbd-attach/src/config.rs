@@ -2,6 +2,7 @@
 
 use crate::cli;
 use crate::device::{DeviceNameError, Index};
+use crate::tls::{Connector, TlsError};
 use common::uri::{Tls, Transport, Uri, UriError};
 use std::time::Duration;
 
@@ -71,10 +72,12 @@ pub enum Insistence {
 }
 
 /// Which server is to be asked.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InfoConfig {
     /// Where it is; without an export, all of them are meant.
     pub uri: Uri,
+    /// How to encrypt, where the URI says so.
+    pub tls: Option<Connector>,
     /// How to print the answer.
     pub output: Output,
 }
@@ -89,7 +92,7 @@ pub struct StatusConfig {
 }
 
 /// Why what was typed makes no sense.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not a URI of NBD.
     #[error(transparent)]
@@ -103,6 +106,9 @@ pub enum ConfigError {
     /// nbd+vsock.
     #[error("{0}: the kernel's nbd driver takes only TCP and Unix sockets, no vsock")]
     Vsock(Uri),
+    /// TLS that cannot be had.
+    #[error(transparent)]
+    Encryption(#[from] TlsError),
     /// `--connections`.
     #[error("--connections {0}: say a number from 1 to {CONNECTIONS_MAX}")]
     Connections(usize),
@@ -152,7 +158,7 @@ impl AttachConfig {
     }
 }
 
-/// Reads a URI and refuses what this tool cannot reach.
+/// Reads a URI and refuses what the driver cannot reach.
 fn reachable(typed: &str) -> Result<Uri, ConfigError> {
     let uri: Uri = typed.parse()?;
     if matches!(uri.transport, Transport::Vsock { .. }) {
@@ -183,7 +189,19 @@ impl StatusConfig {
 impl InfoConfig {
     /// Gives meaning to what was typed.
     pub fn new(typed: &cli::Info) -> Result<InfoConfig, ConfigError> {
-        Ok(InfoConfig { uri: reachable(&typed.uri)?, output: output(typed.json) })
+        let uri: Uri = typed.uri.parse()?;
+        let tls = match uri.tls {
+            Tls::Off => None,
+            Tls::Required => {
+                let dir = typed.tls_certificates.as_deref().or(uri.certificates.as_deref());
+                let host = match &uri.transport {
+                    Transport::Tcp { host, .. } => host,
+                    Transport::Unix { .. } | Transport::Vsock { .. } => "localhost",
+                };
+                Some(Connector::open(dir, typed.tls_hostname.as_deref().unwrap_or(host))?)
+            }
+        };
+        Ok(InfoConfig { uri, tls, output: output(typed.json) })
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_vsock::{VsockAddr, VsockStream};
 
 /// A silent TCP peer is asked for a sign of life after this long …
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
@@ -57,9 +58,6 @@ pub enum DialError {
         /// How long it had.
         patience: Duration,
     },
-    /// Refused by [`crate::config`] already.
-    #[error("the kernel's nbd driver takes only TCP and Unix sockets, no vsock")]
-    Vsock,
 }
 
 fn worded(error: &io::Error) -> String {
@@ -78,6 +76,8 @@ pub enum Link {
     Tcp(TcpStream),
     /// Over a path.
     Unix(UnixStream),
+    /// From or to a virtual machine; the driver takes none, but one may ask over it.
+    Vsock(VsockStream),
 }
 
 /// What a handshake needs of a link.
@@ -91,6 +91,7 @@ impl Link {
         match self {
             Link::Tcp(stream) => stream,
             Link::Unix(stream) => stream,
+            Link::Vsock(stream) => stream,
         }
     }
 
@@ -99,6 +100,7 @@ impl Link {
         Ok(match self {
             Link::Tcp(stream) => stream.into_std()?.into(),
             Link::Unix(stream) => stream.into_std()?.into(),
+            Link::Vsock(stream) => stream.into(),
         })
     }
 }
@@ -109,7 +111,21 @@ pub async fn dial(to: &Transport, patience: Duration) -> Result<Link, DialError>
     match to {
         Transport::Tcp { host, port } => dial_tcp(host, *port, until, patience).await.map(Link::Tcp),
         Transport::Unix { path } => dial_unix(path, until, patience).await.map(Link::Unix),
-        Transport::Vsock { .. } => Err(DialError::Vsock),
+        Transport::Vsock { cid, port } => dial_vsock(*cid, *port, until, patience).await.map(Link::Vsock),
+    }
+}
+
+async fn dial_vsock(
+    cid: u32,
+    port: u32,
+    until: Instant,
+    patience: Duration,
+) -> Result<VsockStream, DialError> {
+    let peer = || format!("vsock {cid}:{port}");
+    match timeout_at(until, VsockStream::connect(VsockAddr::new(cid, port))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(DialError::Connect { peer: peer(), error }),
+        Err(_) => Err(DialError::Deadline { peer: peer(), patience }),
     }
 }
 

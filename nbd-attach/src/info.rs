@@ -2,14 +2,16 @@
 
 use crate::config::{InfoConfig, Output};
 use crate::dial::{DialError, dial};
-use crate::negotiate::{NegotiateError, ask};
+use crate::negotiate::{NegotiateError, ask, start_tls};
 use crate::status::human_size;
+use crate::tls::TlsError;
 use common::handshake::Listed;
 use common::handshake::client::{Answer, Client, ClientError, Offer};
 use common::handshake::context::ReplyStyle;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How long connecting may take, and how long one question may.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,6 +55,9 @@ pub enum InfoError {
     /// No answer.
     #[error(transparent)]
     Negotiate(#[from] NegotiateError),
+    /// Not encrypted.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// stdout is gone.
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
@@ -96,7 +101,13 @@ async fn names(config: &InfoConfig) -> Result<Vec<String>, InfoError> {
 /// One question on a connection of its own.
 async fn question(config: &InfoConfig, client: Client) -> Result<Answer, InfoError> {
     let mut link = dial(&config.uri.transport, PATIENCE).await?;
-    Ok(ask(link.stream(), client, PATIENCE).await?)
+    let Some(connector) = &config.tls else {
+        return Ok(ask(link.stream(), client, PATIENCE).await?);
+    };
+    let rest = start_tls(link.stream(), client, PATIENCE).await?;
+    let upgrade = timeout(PATIENCE, connector.upgrade(link.stream())).await;
+    let mut encrypted = upgrade.map_err(|_| NegotiateError::Deadline(PATIENCE))??;
+    Ok(rest.ask(&mut encrypted, PATIENCE).await?)
 }
 
 fn row(name: String, Offer { export, style, contexts }: Offer) -> Row {

@@ -3,7 +3,7 @@
 //! ```text
 //!  main ─▶ cli ─▶ config ─▶ attach ─▶ { driver, dial ─▶ negotiate, attach/{geometry, claim, settle, undo} }
 //!                        ─▶ detach ─▶ { usage, bounded }
-//!                        ─▶ info ─▶ { dial, negotiate }
+//!                        ─▶ info ─▶ { dial, negotiate, tls }
 //!                        ─▶ status
 //!                 all of them on a host: { netlink, sysfs }
 //! ```
@@ -28,4 +28,5 @@ pub mod negotiate;
 pub mod netlink;
 pub mod status;
 pub mod sysfs;
+pub mod tls;
 pub mod usage;

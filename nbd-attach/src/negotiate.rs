@@ -38,7 +38,7 @@ where
 {
     match converse(stream, Client::new(export)?, patience).await? {
         Outcome::Ready(export) => Ok(export),
-        Outcome::Told(_) => Err(NegotiateError::Unasked),
+        Outcome::Told(_) | Outcome::StartTls(_) => Err(NegotiateError::Unasked),
     }
 }
 
@@ -49,7 +49,35 @@ where
 {
     match converse(stream, client, patience).await? {
         Outcome::Told(answer) => Ok(answer),
-        Outcome::Ready(_) => Err(NegotiateError::Unasked),
+        Outcome::Ready(_) | Outcome::StartTls(_) => Err(NegotiateError::Unasked),
+    }
+}
+
+/// Agrees on TLS within `patience`; what is left to say is to be encrypted.
+pub async fn start_tls<S>(stream: &mut S, client: Client, patience: Duration) -> Result<Rest, NegotiateError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
+    match converse(stream, client.over_tls(), patience).await? {
+        Outcome::StartTls(rest) => Ok(rest),
+        Outcome::Ready(_) | Outcome::Told(_) => Err(NegotiateError::Unasked),
+    }
+}
+
+/// The rest of a handshake that goes on over TLS.
+pub struct Rest {
+    send: Vec<u8>,
+    client: Client,
+}
+
+impl Rest {
+    /// Puts the client's question over the encrypted stream and gives its answer within `patience`.
+    pub async fn ask<S>(self, stream: &mut S, patience: Duration) -> Result<Answer, NegotiateError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        send(stream, &self.send).await?;
+        ask(stream, self.client, patience).await
     }
 }
 
@@ -57,6 +85,7 @@ where
 enum Outcome {
     Ready(Export),
     Told(Answer),
+    StartTls(Rest),
 }
 
 async fn converse<S>(stream: &mut S, client: Client, patience: Duration) -> Result<Outcome, NegotiateError>
@@ -75,21 +104,28 @@ where
         let mut input = vec![0; client.need()];
         stream.read_exact(&mut input).await.map_err(closed)?;
         match client.step(&input)? {
-            Step::Continue { send, next } => {
-                stream.write_all(&send).await.map_err(closed)?;
+            Step::Continue { send: bytes, next } => {
+                send(stream, &bytes).await?;
                 client = next;
             }
-            Step::Ready { send, export } => {
-                stream.write_all(&send).await.map_err(closed)?;
+            Step::StartTls { send, next } => return Ok(Outcome::StartTls(Rest { send, client: next })),
+            Step::Ready { send: bytes, export } => {
+                send(stream, &bytes).await?;
                 return Ok(Outcome::Ready(export));
             }
-            Step::Told { send, answer } => {
+            Step::Told { send: bytes, answer } => {
                 // The server need not wait for the goodbye.
-                let _may_be_gone = stream.write_all(&send).await;
+                let _may_be_gone = send(stream, &bytes).await;
                 return Ok(Outcome::Told(answer));
             }
         }
     }
+}
+
+async fn send<S: AsyncWrite + Unpin + ?Sized>(stream: &mut S, bytes: &[u8]) -> Result<(), NegotiateError> {
+    stream.write_all(bytes).await.map_err(closed)?;
+    // An encrypted stream holds bytes back.
+    stream.flush().await.map_err(closed)
 }
 
 fn closed(error: io::Error) -> NegotiateError {

@@ -102,7 +102,7 @@ pub struct Serve {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "unix", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
+            "listen", "unix", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
             "tls", "read_only", "user", "sandbox", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
@@ -117,6 +117,11 @@ pub struct Serve {
     /// Unix socket to listen on; may be given several times
     #[arg(long, value_name = "PATH")]
     pub unix: Vec<PathBuf>,
+
+    /// vsock port to listen on, for the virtual machines of this host, or in one for its host; may be
+    /// given several times
+    #[arg(long, value_name = "PORT")]
+    pub vsock: Vec<u32>,
 
     /// What may be acknowledged before data is safe
     #[arg(long, value_enum, value_name = "MODE", default_value = "writeback")]

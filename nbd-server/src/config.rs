@@ -69,6 +69,8 @@ pub struct Globals {
     pub listen: Vec<String>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
+    /// vsock ports to listen on.
+    pub vsock: Vec<u32>,
     /// Where the operator is heard.
     pub admin: Option<PathBuf>,
     /// Where epochs are kept that cannot be kept with what is served.
@@ -172,6 +174,7 @@ fn globals(cli: &Serve) -> anyhow::Result<Globals> {
     Ok(Globals {
         listen: cli.listen.clone(),
         unix: cli.unix.clone(),
+        vsock: cli.vsock.clone(),
         admin: cli.admin.clone(),
         state_dir: cli.state_dir.clone(),
         user: cli.user.as_deref().map(User::find).transpose()?,

@@ -21,7 +21,7 @@ use crate::layer::order::Order;
 use crate::metrics::Counters;
 use door::Door;
 
-pub use door::{Admission, Peer, Visit};
+pub use door::{Admission, Origin, Peer, Visit};
 pub use registry::{Registry, Visible};
 
 /// The metadata context that tells holes from data.

@@ -12,6 +12,7 @@ use common::uri::{Tls, Transport, Uri};
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::sleep;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use crate::transport::Socket;
 
@@ -24,6 +25,8 @@ pub enum Listener {
     Tcp(TcpListener),
     /// Unix; its file is removed at the end, if it is ours.
     Unix(UnixListener, Option<SocketFile>),
+    /// Of virtual machines, or of the host of this one.
+    Vsock(VsockListener),
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -51,6 +54,13 @@ impl Listener {
     pub fn unix(path: &Path) -> anyhow::Result<Listener> {
         let (listener, file) = unix_socket(path)?;
         Ok(Listener::Unix(listener, Some(file)))
+    }
+
+    /// Listens on a vsock port, to every virtual machine of this host.
+    pub fn vsock(port: u32) -> anyhow::Result<Listener> {
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port));
+        let listener = listener.with_context(|| format!("cannot listen on vsock port {port}"))?;
+        Ok(Listener::Vsock(listener))
     }
 
     /// The sockets that were opened for this process by whoever started it (`sd_listen_fds(3)`).
@@ -83,8 +93,13 @@ impl Listener {
                     address.as_pathname().ok_or_else(|| io::Error::other("a Unix socket without a path"))?;
                 Transport::Unix { path: std::path::absolute(path)? }
             }
+            Listener::Vsock(listener) => {
+                // From outside this machine has another number, which it can ask for if it is a guest.
+                let cid = vsock::get_local_cid().unwrap_or(VMADDR_CID_HOST);
+                Transport::Vsock { cid, port: listener.local_addr()?.port() }
+            }
         };
-        Ok(Uri { transport, tls: Tls::Off, export: String::new() })
+        Ok(Uri { transport, tls: Tls::Off, export: String::new(), certificates: None })
     }
 
     /// The next client. When descriptors have run out it rests until there may be one again.
@@ -94,6 +109,7 @@ impl Listener {
             let accepted = match self {
                 Listener::Tcp(listener) => listener.accept().await.and_then(|(s, peer)| Socket::tcp(s, peer)),
                 Listener::Unix(listener, _) => listener.accept().await.and_then(|(s, _)| Socket::unix(s)),
+                Listener::Vsock(listener) => listener.accept().await.map(|(s, peer)| Socket::vsock(s, peer)),
             };
             match accepted {
                 Ok(socket) => return socket,

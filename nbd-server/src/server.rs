@@ -113,6 +113,9 @@ async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
     for path in &globals.unix {
         listeners.push(Listener::unix(path)?);
     }
+    for port in &globals.vsock {
+        listeners.push(Listener::vsock(*port)?);
+    }
     if listeners.is_empty() {
         listeners.push(Listener::tcp(DEFAULT_ADDRESS).await?);
     }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,6 +11,7 @@ use futures::io::{AsyncRead, AsyncWrite};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_vsock::{VsockAddr, VsockStream};
 
 /// A connected socket that belongs to no runtime.
 pub enum Socket {
@@ -17,6 +19,8 @@ pub enum Socket {
     Tcp(std::net::TcpStream, SocketAddr),
     /// Unix.
     Unix(std::os::unix::net::UnixStream),
+    /// From or to a virtual machine.
+    Vsock(OwnedFd, VsockAddr),
 }
 
 impl Socket {
@@ -38,13 +42,10 @@ impl Socket {
         Ok(Socket::Unix(stream.into_std()?))
     }
 
-    /// Where its client is, unless it is on this host.
+    /// Takes an accepted connection of a virtual machine.
     #[must_use]
-    pub fn peer(&self) -> Option<IpAddr> {
-        match self {
-            Socket::Tcp(_, peer) => Some(peer.ip()),
-            Socket::Unix(_) => None,
-        }
+    pub fn vsock(stream: VsockStream, peer: VsockAddr) -> Socket {
+        Socket::Vsock(stream.into(), peer)
     }
 
     /// Gives the socket to the runtime of this thread.
@@ -52,6 +53,7 @@ impl Socket {
         Ok(match self {
             Socket::Tcp(stream, _) => Stream::Tcp(TcpStream::from_std(stream)?),
             Socket::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            Socket::Vsock(stream, _) => Stream::Vsock(VsockStream::new(vsock::VsockStream::from(stream))?),
         })
     }
 }
@@ -61,6 +63,7 @@ impl fmt::Display for Socket {
         match self {
             Socket::Tcp(_, peer) => write!(f, "{peer}"),
             Socket::Unix(_) => f.write_str("unix"),
+            Socket::Vsock(_, peer) => write!(f, "vsock:{}:{}", peer.cid(), peer.port()),
         }
     }
 }
@@ -71,6 +74,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// Unix.
     Unix(UnixStream),
+    /// From or to a virtual machine.
+    Vsock(VsockStream),
 }
 
 /// A stream of the runtime as a session sees it. Unlike the adapter of tokio-util it passes

@@ -19,7 +19,7 @@ use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::device::Clock;
-use crate::export::{Export, Peer, Registry, Visible};
+use crate::export::{Export, Origin, Peer, Registry, Visible};
 use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
 use crate::tls::{self, Upgrader};
 use crate::transport::{Adapted, Socket, Stream};
@@ -121,10 +121,16 @@ async fn work(shared: Arc<Shared>, mut tasks: mpsc::UnboundedReceiver<Task>) {
 }
 
 async fn serve(socket: Socket, shared: &Shared) {
-    let peer = Peer { address: socket.peer(), names: Vec::new() };
+    let origin = match &socket {
+        Socket::Tcp(_, peer) => Origin::Address(peer.ip()),
+        Socket::Unix(_) => Origin::Host,
+        Socket::Vsock(_, peer) => Origin::Machine(peer.cid()),
+    };
+    let peer = Peer { origin, names: Vec::new() };
     let end = match socket.adopt() {
         Ok(Stream::Tcp(stream)) => converse(stream, peer, shared).await,
         Ok(Stream::Unix(stream)) => converse(stream, peer, shared).await,
+        Ok(Stream::Vsock(stream)) => converse(stream, peer, shared).await,
         Err(error) => End::Broken(error),
     };
     match end {

@@ -159,7 +159,7 @@ impl Client {
                     socket.write_all(&send)?;
                     return Ok(Client { socket, export, next_cookie: 1, due: HashMap::new() });
                 }
-                Step::Told { .. } => unreachable!("transmission was asked for"),
+                Step::Told { .. } | Step::StartTls { .. } => unreachable!("transmission was asked for"),
             }
         }
     }

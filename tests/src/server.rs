@@ -35,7 +35,8 @@ impl Endpoint {
             Endpoint::Unix(path) => Transport::Unix { path: path.clone() },
             Endpoint::Tcp(address) => Transport::Tcp { host: address.ip().to_string(), port: address.port() },
         };
-        Uri { transport, tls: Tls::Off, export: export.to_owned() }.to_string()
+        let export = export.to_owned();
+        Uri { transport, tls: Tls::Off, export, certificates: None }.to_string()
     }
 }
 

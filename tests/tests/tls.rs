@@ -13,7 +13,7 @@ use tests::client::Client;
 use tests::disk::{Disk, pattern};
 use tests::haggle::Haggle;
 use tests::pki::Authority;
-use tests::server::{Builder, Endpoint, Server};
+use tests::server::{Builder, Endpoint, Server, attach_tool};
 use tests::tool;
 
 const MIB: usize = 1 << 20;
@@ -250,4 +250,38 @@ fn bad_files_are_refused_in_words() {
         assert_ne!(exit.code, Some(0), "{words:?}");
         assert!(exit.log.contains(complaint), "{words:?}: {}", exit.log);
     }
+}
+
+#[test]
+fn nbd_attach_info_asks_encrypted() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (trusted, anonymous) = (authority.client_of(&authority), authority.anonymous());
+    let wants_clients = ["--tls-ca", text(&authority.root())].map(str::to_owned);
+    let disk = Disk::sparse(MIB as u64);
+    let server = server(&authority, &[&wants_clients[0], &wants_clients[1]], &disk);
+    for endpoint in server.endpoints() {
+        let there = uri(endpoint, trusted.path());
+        let told = tool::succeed(attach_tool(), &["info", "--json", &there]);
+        assert!(told.contains("\"size_bytes\":1048576"), "{told}");
+        let (bare, _) = there.split_once(['?', '&']).expect("it has a parameter");
+        let bare = if bare.contains("unix") { there.rsplit_once('&').expect("two").0 } else { bare };
+        let dir = ["--tls-certificates", text(trusted.path())];
+        assert!(tool::succeed(attach_tool(), &["info", dir[0], dir[1], bare]).contains("1 MiB"));
+        let other = stranger.client_of(&authority);
+        for (args, complaint) in [
+            (&[bare][..], "TLS needs the root"),
+            (&["--tls-certificates", "/nowhere", bare], "/nowhere/ca-cert.pem"),
+            (&["--tls-certificates", text(anonymous.path()), bare], "ertificate"),
+            (&["--tls-certificates", text(other.path()), bare], "invalid peer certificate"),
+            (&[dir[0], dir[1], "--tls-hostname", "example.com", bare], "not valid for name"),
+            (&[&bare.replace("nbds", "nbd")], "it requires TLS"),
+        ] {
+            let done = tool::run(attach_tool(), &[&["info"], args].concat());
+            assert!(!done.status.success() && done.stderr.contains(complaint), "{complaint}: {done:?}");
+        }
+    }
+    let plain = Server::of("memory:1M");
+    let there = uri(plain.endpoint(), trusted.path());
+    let done = tool::run(attach_tool(), &["info", &there]);
+    assert!(!done.status.success() && done.stderr.contains("the server has no TLS"), "{done:?}");
 }

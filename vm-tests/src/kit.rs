@@ -14,7 +14,7 @@ pub enum Kit {
     Xfs,
     /// Debian's nbd-client.
     NbdClient,
-    /// nbdkit with its memory and file plugins, and a few filters.
+    /// nbdkit with its memory, file and nbd plugins, and a few filters.
     Nbdkit,
     /// qemu-nbd; big.
     QemuNbd,
@@ -31,6 +31,7 @@ pub enum Kit {
 const NBDKIT_PARTS: &[&str] = &[
     "plugins/nbdkit-memory-plugin.so",
     "plugins/nbdkit-file-plugin.so",
+    "plugins/nbdkit-nbd-plugin.so",
     "plugins/nbdkit-null-plugin.so",
     "filters/nbdkit-delay-filter.so",
     "filters/nbdkit-error-filter.so",

@@ -7,8 +7,10 @@
 //! EXPORT_NAME.
 
 mod error;
+mod step;
 
 pub use error::ClientError;
+pub use step::{Answer, Offer, Step};
 
 use super::context::{self, ContextRequest, ReplyStyle};
 use super::{Export, Listed};
@@ -31,6 +33,8 @@ const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 #[derive(Debug)]
 pub struct Client {
     goal: Goal,
+    /// The option that opens the pursuit of the goal.
+    first: OptionType,
     /// The option whose answer is awaited.
     asked: OptionType,
     state: State,
@@ -58,52 +62,6 @@ enum State {
     ExportName,
 }
 
-/// What to do after a step.
-#[derive(Debug)]
-pub enum Step {
-    /// Send, read [`Client::need`] bytes, step again.
-    Continue {
-        /// Bytes for the server, possibly none.
-        send: Vec<u8>,
-        /// The state to step next.
-        next: Client,
-    },
-    /// Send (possibly nothing), then transmission begins on this export.
-    Ready {
-        /// Bytes for the server.
-        send: Vec<u8>,
-        /// What the server told.
-        export: Export,
-    },
-    /// Send, then close: the question was answered.
-    Told {
-        /// Bytes for the server: an ABORT. The server may close without acknowledging it.
-        send: Vec<u8>,
-        /// The answer.
-        answer: Answer,
-    },
-}
-
-/// The answer to a question that starts no transmission.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// [`Client::info`]: all about the export.
-    Export(Offer),
-    /// [`Client::list`]: every export the server lists.
-    Exports(Vec<Listed>),
-}
-
-/// All that a server offers about an export.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// What the export says about itself.
-    pub export: Export,
-    /// The most that its replies can say.
-    pub style: ReplyStyle,
-    /// The metadata contexts it has.
-    pub contexts: Vec<String>,
-}
-
 impl Client {
     /// A client that wants to start transmission on `export`.
     pub fn new(export: &str) -> Result<Client, ClientError> {
@@ -124,14 +82,15 @@ impl Client {
     fn with(goal: Goal) -> Client {
         let flags = TransmissionFlags::NONE;
         let export = Export { size: 0, flags, block_sizes: None, name: None, description: None };
-        let asked = match goal {
+        let first = match goal {
             Goal::Go(_) => OptionType::GO,
             Goal::Info(_) => OptionType::EXTENDED_HEADERS,
             Goal::List => OptionType::LIST,
         };
         Client {
             goal,
-            asked,
+            first,
+            asked: first,
             state: State::Greeting,
             no_zeroes: false,
             replies: 0,
@@ -141,6 +100,12 @@ impl Client {
             contexts: vec![],
             exports: vec![],
         }
+    }
+
+    /// The same client, which says nothing before the stream is encrypted.
+    #[must_use]
+    pub fn over_tls(self) -> Client {
+        Client { asked: OptionType::STARTTLS, ..self }
     }
 
     /// How many bytes the next [`Client::step`] takes: exactly these must be read.
@@ -216,6 +181,9 @@ impl Client {
 
     /// Asks by EXPORT_NAME, the only option of servers that know no other.
     fn fall_back(mut self, mut send: Vec<u8>) -> Result<Step, ClientError> {
+        if self.asked == OptionType::STARTTLS {
+            return Err(ClientError::NoTls { reply: ReplyType::ERR_UNSUP, text: String::new() });
+        }
         let Goal::Go(export) = &self.goal else {
             return Err(ClientError::Refused { reply: ReplyType::ERR_UNSUP, text: String::new() });
         };
@@ -247,6 +215,9 @@ impl Client {
     fn reply(mut self, header: ReplyHeader, data: &[u8]) -> Result<Step, ClientError> {
         let ReplyHeader { option, reply, .. } = header;
         let malformed = |fault| ClientError::Malformed { reply, fault };
+        if option == OptionType::STARTTLS {
+            return self.start_tls(reply, data);
+        }
         match (reply, &self.goal) {
             (ReplyType::ACK, _) => self.acknowledged(option),
             (ReplyType::SERVER, Goal::List) => {
@@ -273,6 +244,19 @@ impl Client {
                 Err(ClientError::Refused { reply, text })
             }
             _ => Err(ClientError::Unexpected { option, reply }),
+        }
+    }
+
+    /// Begins anew over TLS: nothing that was said in the clear counts.
+    fn start_tls(mut self, reply: ReplyType, data: &[u8]) -> Result<Step, ClientError> {
+        if reply != ReplyType::ACK {
+            let text = String::from_utf8_lossy(data).into_owned();
+            return Err(ClientError::NoTls { reply, text });
+        }
+        self.asked = self.first;
+        match self.ask(Vec::new())? {
+            Step::Continue { send, next } => Ok(Step::StartTls { send, next }),
+            other => Ok(other),
         }
     }
 

@@ -25,6 +25,8 @@ struct File {
     listen: Vec<String>,
     #[serde(default)]
     unix: Vec<PathBuf>,
+    #[serde(default)]
+    vsock: Vec<u32>,
     admin: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     user: Option<String>,
@@ -142,6 +144,7 @@ fn serve(file: &File) -> Serve {
     let mut serve = Serve::untyped();
     serve.listen.clone_from(&file.listen);
     serve.unix.clone_from(&file.unix);
+    serve.vsock.clone_from(&file.vsock);
     serve.admin.clone_from(&file.admin);
     serve.state_dir.clone_from(&file.state_dir);
     serve.user.clone_from(&file.user);

@@ -12,11 +12,22 @@ use ipnet::IpNet;
 
 use super::Export;
 
+/// Where a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// On this host: the permissions of a Unix socket have let it in.
+    Host,
+    /// At an address.
+    Address(IpAddr),
+    /// In a virtual machine, by its context id, or on the host of this one.
+    Machine(u32),
+}
+
 /// A client, as far as the server can tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it is; nothing for one on this host, which the socket's permissions let in.
-    pub address: Option<IpAddr>,
+    /// Where it is.
+    pub origin: Origin,
     /// The names its certificate gives it, if it has shown one.
     pub names: Vec<String>,
 }
@@ -24,7 +35,7 @@ pub struct Peer {
 /// Who may use an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Admission {
-    /// Networks from which it may be reached; from everywhere if there are none.
+    /// Networks from which it may be reached, beside this host; from everywhere if there are none.
     pub addresses: Vec<IpNet>,
     /// Names of which a client's certificate must have one; any client will do if there are none.
     pub names: Vec<String>,
@@ -35,11 +46,16 @@ pub struct Admission {
 impl Admission {
     /// Whether a client may know of the export at all.
     fn admits(&self, peer: &Peer) -> bool {
-        let from = |address: IpAddr| {
-            self.addresses.is_empty() || self.addresses.iter().any(|net| net.contains(&address))
-        };
+        let near = self.addresses.is_empty()
+            || match peer.origin {
+                Origin::Host => true,
+                Origin::Address(address) => {
+                    self.addresses.iter().any(|net| net.contains(&address.to_canonical()))
+                }
+                Origin::Machine(_) => false,
+            };
         let named = self.names.is_empty() || self.names.iter().any(|name| peer.names.contains(name));
-        peer.address.is_none_or(|address| from(address.to_canonical())) && named
+        near && named
     }
 }
 
@@ -150,7 +166,8 @@ mod tests {
 
     fn peer(address: Option<&str>, names: &[&str]) -> Peer {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Peer { address: address.map(|text| text.parse().unwrap()), names }
+        let origin = address.map_or(Origin::Host, |text| Origin::Address(text.parse().unwrap()));
+        Peer { origin, names }
     }
 
     #[test]
@@ -171,6 +188,8 @@ mod tests {
         ] {
             assert_eq!(near.admits(&peer(address, &[])), is_admitted, "{address:?}");
         }
+        let machine = Peer { origin: Origin::Machine(3), names: vec![] };
+        assert!(open.admits(&machine) && !near.admits(&machine), "it is in none of the networks");
         let named = Admission { names: vec!["a".into(), "b".into()], ..near };
         assert!(named.admits(&peer(Some("192.0.2.1"), &["x", "b"])));
         assert!(!named.admits(&peer(Some("192.0.2.1"), &["x"])) && !named.admits(&peer(None, &[])));

@@ -30,6 +30,14 @@ pub enum ClientError {
         /// The server's text, possibly empty.
         text: String,
     },
+    /// The server does not do TLS, and the client does not do without.
+    #[error("the server has no TLS: {}{}", explain(*reply), quote(text))]
+    NoTls {
+        /// Its answer to STARTTLS.
+        reply: ReplyType,
+        /// The server's text, possibly empty.
+        text: String,
+    },
     /// The server answered with something that is no answer to the question.
     #[error("the server answered {option:?} with an unexpected {reply:?}")]
     Unexpected {
