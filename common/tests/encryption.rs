@@ -138,6 +138,20 @@ fn the_clients_flags_do_count() {
     assert_eq!(wire::Cursor::new(&send).u64(), Ok(1));
 }
 
+#[test]
+fn a_client_without_fixed_newstyle_gets_no_tls() {
+    for encryption in [Encryption::Optional, Encryption::Required] {
+        let (server, _greeting) = Server::new(encryption);
+        let Ok(Step::Continue { next: server, .. }) = server.step(&0_u32.to_be_bytes(), &Shelf) else {
+            panic!("these flags are fine")
+        };
+        let (reply, server) = reply(server, OptionType::STARTTLS, b"");
+        assert_eq!(reply, ReplyType::ERR_POLICY);
+        let served = say(server, OptionType::EXPORT_NAME, b"");
+        assert_eq!(served.is_ok(), encryption == Encryption::Optional);
+    }
+}
+
 mod client {
     //! The other role: a client that wants TLS says nothing before it has it.
 

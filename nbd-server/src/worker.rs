@@ -171,9 +171,14 @@ async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
     let mut encrypted = Adapted(upgrader.upgrade(stream).await?);
     let peer = Peer { names: tls::names(&encrypted.0), ..peer };
     let exports = Visible { registry: &shared.exports, peer: &peer };
-    match session::resume(&mut encrypted, &exports, server).await? {
-        Negotiated::Export(export, agreed) => Ok((encrypted, export, agreed)),
-        Negotiated::StartTls(_) => unreachable!("an encrypted stream is not upgraded again"),
+    match session::resume(&mut encrypted, &exports, server).await {
+        Ok(Negotiated::Export(export, agreed)) => Ok((encrypted, export, agreed)),
+        Ok(Negotiated::StartTls(_)) => unreachable!("an encrypted stream is not upgraded again"),
+        Err(end) => {
+            // "the party initiating the transaction SHOULD shutdown TLS first"
+            close(encrypted.0, &end).await;
+            Err(end)
+        }
     }
 }
 

@@ -32,6 +32,15 @@ impl Chunked {
     /// When the server does not agree.
     #[must_use]
     pub fn connect(to: &Endpoint, style: ReplyStyle, contexts: &[&str]) -> Chunked {
+        Chunked::connect_to(to, "", style, contexts)
+    }
+
+    /// The same, to an export by its name.
+    ///
+    /// # Panics
+    /// When the server does not agree.
+    #[must_use]
+    pub fn connect_to(to: &Endpoint, export: &str, style: ReplyStyle, contexts: &[&str]) -> Chunked {
         let mut haggle = Haggle::modern(to);
         let option = match style {
             ReplyStyle::Extended => OptionType::EXTENDED_HEADERS,
@@ -39,10 +48,12 @@ impl Chunked {
         };
         assert_eq!(haggle.ask(option, b"").1, ReplyType::ACK);
         let queries: Vec<String> = contexts.iter().map(|name| (*name).to_owned()).collect();
-        let request = ContextRequest { export: String::new(), queries };
-        let (selected, reply) = haggle.ask(OptionType::SET_META_CONTEXT, &request.encode());
-        assert_eq!((selected.len(), reply), (contexts.len(), ReplyType::ACK));
-        assert_eq!(haggle.ask_about(OptionType::GO, "").1, ReplyType::ACK);
+        let request = ContextRequest { export: export.to_owned(), queries };
+        if !contexts.is_empty() {
+            let (selected, reply) = haggle.ask(OptionType::SET_META_CONTEXT, &request.encode());
+            assert_eq!((selected.len(), reply), (contexts.len(), ReplyType::ACK));
+        }
+        assert_eq!(haggle.ask_about(OptionType::GO, export).1, ReplyType::ACK);
         Chunked { socket: haggle.socket, style, next_cookie: 1 }
     }
 

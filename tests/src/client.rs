@@ -16,9 +16,10 @@ use common::proto::{CommandFlags, CommandType, SIMPLE_REPLY_HEADER_LEN, WireErro
 use common::reply::SimpleReply;
 
 use common::command::RequestHeader;
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::PATIENCE;
-use crate::server::Endpoint;
+use crate::server::{Endpoint, Trust};
 
 /// A connected socket that has said nothing yet.
 pub enum Socket {
@@ -26,6 +27,8 @@ pub enum Socket {
     Unix(UnixStream),
     /// TCP.
     Tcp(TcpStream),
+    /// One of them, encrypted.
+    Tls(Box<StreamOwned<ClientConnection, Socket>>),
 }
 
 impl Socket {
@@ -38,6 +41,8 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 Socket::Tcp(stream)
             }
+            // Encryption is agreed on first, in the clear.
+            Endpoint::Tls(inner, _) => Socket::connect(inner)?,
         };
         socket.patience(PATIENCE)?;
         Ok(socket)
@@ -54,12 +59,28 @@ impl Socket {
                 stream.set_read_timeout(Some(patience))?;
                 stream.set_write_timeout(Some(patience))
             }
+            Socket::Tls(stream) => stream.get_ref().patience(patience),
         }
     }
 
+    /// Encrypts what follows. The server has agreed.
+    ///
+    /// # Panics
+    /// When there is no session for such a server.
+    #[must_use]
+    pub fn encrypted(self, trust: &Trust) -> Socket {
+        let session = ClientConnection::new(trust.config.clone(), trust.name.clone());
+        Socket::Tls(Box::new(StreamOwned::new(session.expect("a session"), self)))
+    }
+
     /// Says that nothing more will be sent; replies can still be read.
-    pub fn close_sending(&self) -> io::Result<()> {
+    pub fn close_sending(&mut self) -> io::Result<()> {
         match self {
+            Socket::Tls(stream) => {
+                stream.conn.send_close_notify();
+                stream.flush()?;
+                stream.get_mut().close_sending()
+            }
             Socket::Unix(stream) => stream.shutdown(Shutdown::Write),
             Socket::Tcp(stream) => stream.shutdown(Shutdown::Write),
         }
@@ -92,6 +113,7 @@ impl Read for Socket {
         match self {
             Socket::Unix(stream) => stream.read(buf),
             Socket::Tcp(stream) => stream.read(buf),
+            Socket::Tls(stream) => stream.read(buf),
         }
     }
 }
@@ -101,6 +123,8 @@ impl Write for Socket {
         match self {
             Socket::Unix(stream) => stream.write(buf),
             Socket::Tcp(stream) => stream.write(buf),
+            // A test's bytes go at once.
+            Socket::Tls(stream) => stream.write(buf).and_then(|len| stream.flush().map(|()| len)),
         }
     }
 
@@ -147,6 +171,9 @@ impl Client {
     pub fn try_connect(to: &Endpoint, export: &str) -> io::Result<Client> {
         let mut socket = Socket::connect(to)?;
         let mut negotiation = role::Client::new(export).expect("names in tests are valid");
+        if let Endpoint::Tls(..) = to {
+            negotiation = negotiation.over_tls();
+        }
         loop {
             let input = socket.receive(negotiation.need())?;
             let step = negotiation.step(&input).unwrap_or_else(|error| panic!("{error}"));
@@ -159,7 +186,13 @@ impl Client {
                     socket.write_all(&send)?;
                     return Ok(Client { socket, export, next_cookie: 1, due: HashMap::new() });
                 }
-                Step::Told { .. } | Step::StartTls { .. } => unreachable!("transmission was asked for"),
+                Step::StartTls { send, next } => {
+                    let Endpoint::Tls(_, trust) = to else { unreachable!("only then it asks for TLS") };
+                    socket = socket.encrypted(trust);
+                    socket.write_all(&send)?;
+                    negotiation = next;
+                }
+                Step::Told { .. } => unreachable!("transmission was asked for"),
             }
         }
     }

@@ -18,7 +18,7 @@ pub struct Haggle {
 }
 
 impl Haggle {
-    /// Connects, takes the greeting and answers with these flags.
+    /// Connects, takes the greeting and answers with these flags; over TLS where the endpoint says so.
     ///
     /// # Panics
     /// When the server does not greet.
@@ -28,7 +28,13 @@ impl Haggle {
         let greeting = socket.receive(GREETING_LEN).expect("the server greets");
         assert_eq!(greeting, b"NBDMAGICIHAVEOPT\0\x03");
         socket.write_all(&flags.0.to_be_bytes()).expect("the server listens");
-        Haggle { socket }
+        let mut haggle = Haggle { socket };
+        if let Endpoint::Tls(_, trust) = to {
+            let agreed = haggle.ask(OptionType::STARTTLS, b"");
+            assert_eq!(agreed, (vec![], ReplyType::ACK), "the server has TLS");
+            haggle.socket = haggle.socket.encrypted(trust);
+        }
+        haggle
     }
 
     /// Connects as a client of fixed newstyle that wants no padding.

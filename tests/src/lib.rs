@@ -5,11 +5,14 @@
 //! | [`server`] | starts `nbd-server`, keeps its log, signals it and waits for it |
 //! | [`client`] | a raw client that can say anything, also what no decent client would |
 //! | [`haggle`] | the negotiation, option by option |
+//! | [`chunked`] | a raw client whose replies come in chunks |
+//! | [`endpoint`], [`pki`] | where a client connects; certificates for it |
 //! | [`disk`] | files to serve, and what became of them |
 //! | [`tool`] | finds external tools, runs them with a deadline, and says what was skipped |
 //! | [`trace`] | what the server did in which order, as `strace` saw it |
 //! | [`operator`] | `nbd-server ctl` |
 //! | [`audit`] | what any server had done before it replied, as a table |
+//! | [`probes`] | whether any server keeps the protocol, as a table |
 //! | [`model`] | seeded randomness and the memory a disk is compared with |
 //! | [`tidy`] | the rules of the house, checked on source text |
 //!
@@ -20,10 +23,12 @@ pub mod audit;
 pub mod chunked;
 pub mod client;
 pub mod disk;
+pub mod endpoint;
 pub mod haggle;
 pub mod model;
 pub mod operator;
 pub mod pki;
+pub mod probes;
 pub mod server;
 pub mod tidy;
 pub mod tool;

@@ -11,6 +11,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 
+use crate::server::Trust;
+
 /// An authority and what it has signed, in a directory of its own.
 pub struct Authority {
     dir: TempDir,
@@ -72,16 +74,25 @@ impl Authority {
     /// When rustls does not take the certificate.
     #[must_use]
     pub fn session(&self, version: &'static SupportedProtocolVersion) -> ClientConnection {
+        let trust = self.trust(&[version]);
+        ClientConnection::new(trust.config, trust.name).expect("a session")
+    }
+
+    /// A client that trusts this authority, shows nothing, and speaks these versions of TLS.
+    ///
+    /// # Panics
+    /// When rustls does not take the certificate.
+    #[must_use]
+    pub fn trust(&self, versions: &[&'static SupportedProtocolVersion]) -> Trust {
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_file(self.root()).expect("it can be read");
         roots.add(root).expect("it is a root");
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[version])
+            .with_protocol_versions(versions)
             .expect("a version")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let name = ServerName::try_from("localhost").expect("a name");
-        ClientConnection::new(Arc::new(config), name).expect("a session")
+        Trust { config: Arc::new(config), name: ServerName::try_from("localhost").expect("a name") }
     }
 
     fn sign(&self, name: &str, alternatives: &[&str]) -> (PathBuf, PathBuf) {

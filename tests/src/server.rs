@@ -11,34 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-use common::uri::{Tls, Transport, Uri};
+use common::uri::{Transport, Uri};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+pub use crate::endpoint::{Endpoint, Trust};
 use crate::wait_for;
-
-/// Where a client connects.
-#[derive(Debug, Clone)]
-pub enum Endpoint {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A TCP address.
-    Tcp(SocketAddr),
-}
-
-impl Endpoint {
-    /// The NBD URI of an export.
-    #[must_use]
-    pub fn uri(&self, export: &str) -> String {
-        let transport = match self {
-            Endpoint::Unix(path) => Transport::Unix { path: path.clone() },
-            Endpoint::Tcp(address) => Transport::Tcp { host: address.ip().to_string(), port: address.port() },
-        };
-        let export = export.to_owned();
-        Uri { transport, tls: Tls::Off, export, certificates: None }.to_string()
-    }
-}
 
 /// What to start.
 #[derive(Default)]

@@ -1,21 +1,38 @@
 //! Proves that the server keeps the protocol where others are known to break it: negotiation,
 //! errors, refused payloads, the last byte of odd sizes, half-closed and departing clients. Every
-//! test runs over a Unix socket and over TCP.
+//! test runs over a Unix socket, over TCP and, where what it does can be encrypted, over TLS.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use common::handshake::context::ReplyStyle;
 use common::option::Info;
-use common::proto::{ClientFlags, CommandFlags, CommandType, OptionType, ReplyType};
+use common::proto::{ChunkType, ClientFlags, CommandFlags, CommandType, OptionType, ReplyType};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags, WireError};
+use common::reply::decode_error;
+use rustls::ALL_VERSIONS;
+use tests::chunked::Chunked;
 use tests::client::{Client, FUA, PLAIN, Socket};
 use tests::disk::{Disk, pattern};
 use tests::haggle::Haggle;
+use tests::pki::Authority;
 use tests::server::{Endpoint, Server};
 
 const MIB: u64 = 1 << 20;
 
+/// Over a Unix socket, TCP and TLS.
 fn everywhere(spec: &str, args: &[&str], test: impl Fn(&Endpoint)) {
+    in_the_clear(spec, args, &test);
+    let authority = Authority::new();
+    let (cert, key) = authority.server();
+    let tls = ["--tls-cert", &cert.to_string_lossy(), "--tls-key", &key.to_string_lossy()].map(str::to_owned);
+    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+    let server = Server::builder().export(spec).args(args).args(&tls).tcp().start();
+    test(&Endpoint::Tls(Box::new(server.endpoint().clone()), authority.trust(ALL_VERSIONS)));
+}
+
+/// Over a Unix socket and TCP.
+fn in_the_clear(spec: &str, args: &[&str], test: impl Fn(&Endpoint)) {
     let server = Server::builder().export(spec).args(args).unix().tcp().start();
     assert_eq!(server.endpoints().len(), 2);
     server.endpoints().iter().for_each(test);
@@ -55,7 +72,7 @@ fn info_and_go_agree_and_describe_the_export_truly() {
 
 #[test]
 fn options_it_does_not_take_are_answered_in_step() {
-    everywhere("disk=memory:1M", &[], |to| {
+    in_the_clear("disk=memory:1M", &[], |to| {
         let mut haggle = Haggle::modern(to);
         let error_of = |(pieces, reply): (Vec<Vec<u8>>, ReplyType)| {
             assert!(pieces.is_empty());
@@ -90,7 +107,7 @@ fn options_it_does_not_take_are_answered_in_step() {
 
 #[test]
 fn client_flags_that_were_not_offered_end_the_connection() {
-    everywhere("memory:1M", &[], |to| {
+    in_the_clear("memory:1M", &[], |to| {
         for unknown in [4, 1 << 31, u32::MAX] {
             let mut haggle = Haggle::open(to, ClientFlags(unknown));
             assert_eq!(haggle.socket.until_closed(), b"");
@@ -100,7 +117,7 @@ fn client_flags_that_were_not_offered_end_the_connection() {
 
 #[test]
 fn padding_goes_only_to_those_who_want_it() {
-    everywhere("memory:1M", &[], |to| {
+    in_the_clear("memory:1M", &[], |to| {
         let modern = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
         for (flags, padding) in [(modern, 0), (ClientFlags::FIXED_NEWSTYLE, 124), (ClientFlags::NONE, 124)] {
             let mut haggle = Haggle::open(to, flags);
@@ -177,6 +194,24 @@ fn every_error_is_the_one_the_spec_names() {
         }
         // None of the refused writes wrote.
         assert_eq!(client.read(0, 1 << 20).unwrap(), vec![0; 1 << 20]);
+    });
+}
+
+#[test]
+fn every_error_is_a_chunk_with_words_where_replies_are_structured() {
+    everywhere("memory:1M", &[], |to| {
+        let mut client = Chunked::connect(to, ReplyStyle::Structured, &[]);
+        for (command, error) in [
+            (CommandType::READ, WireError::EINVAL),
+            (CommandType::TRIM, WireError::EINVAL),
+            (CommandType::WRITE_ZEROES, WireError::ENOSPC),
+            (CommandType(99), WireError::EINVAL),
+        ] {
+            let chunks = client.ask(command, PLAIN, MIB, 512);
+            let [(ChunkType::ERROR, payload)] = &chunks[..] else { panic!("{command:?}: {chunks:?}") };
+            let (told, words) = decode_error(payload).expect("an error");
+            assert!(told == error && !words.is_empty(), "{command:?}: {told:?} {words:?}");
+        }
     });
 }
 

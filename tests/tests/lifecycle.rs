@@ -90,7 +90,7 @@ fn sigterm_ends_idle_and_silent_connections_at_once() {
     let mut idle = Client::connect(server.endpoint());
     let socket = match &server.endpoints()[1] {
         Endpoint::Unix(path) => path.clone(),
-        Endpoint::Tcp(_) => panic!("the second listener is the Unix socket"),
+        Endpoint::Tcp(_) | Endpoint::Tls(..) => panic!("the second listener is the Unix socket"),
     };
     assert!(socket.exists());
     let exit = server.terminate();
@@ -179,6 +179,7 @@ fn what_another_server_uses_is_refused() {
                     "another server is listening there",
                 );
             }
+            Endpoint::Tls(..) => unreachable!("there is no TLS"),
             Endpoint::Tcp(address) => {
                 let taken = Server::builder().export("memory:1M").args(&["--listen", &address.to_string()]);
                 refuses(taken, "the port is taken");

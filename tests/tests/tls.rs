@@ -38,6 +38,7 @@ fn uri(endpoint: &Endpoint, certificates: &Path) -> String {
     match endpoint {
         Endpoint::Tcp(address) => format!("nbds://{address}/?tls-certificates={dir}"),
         Endpoint::Unix(path) => format!("nbds+unix:///?socket={}&tls-certificates={dir}", path.display()),
+        Endpoint::Tls(inner, _) => uri(inner, certificates),
     }
 }
 

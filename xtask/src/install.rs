@@ -58,6 +58,11 @@ pub(crate) fn for_audit(servers: &[&str]) -> Result<()> {
     packages(&[servers, &["strace"]].concat())
 }
 
+/// What `cargo xtask conformance` needs to compare servers.
+pub(crate) fn for_conformance() -> Result<()> {
+    packages(&["nbdkit", "qemu-utils", "nbd-server"])
+}
+
 /// What `cargo xtask fuzz` needs: libFuzzer is C++.
 pub(crate) fn for_fuzz() -> Result<()> {
     packages(&["g++"])?;

@@ -4,6 +4,7 @@
 mod apt;
 mod audit;
 mod bench;
+mod conformance;
 mod coverage;
 mod demo;
 mod fuzz;
@@ -35,6 +36,8 @@ enum Command {
     Bench(bench::Bench),
     /// Watch what NBD servers have done before they reply, under injected faults, and print a table.
     Audit(audit::Args),
+    /// Have conversations with NBD servers, tell where they leave the protocol, and print a table.
+    Conformance(conformance::Args),
     /// Fuzz every parser and whole sessions.
     Fuzz(fuzz::Args),
     /// Count the lines of the protocol crate that its own tests reach.
@@ -60,6 +63,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
         Command::Audit(args) => audit::run(args),
+        Command::Conformance(args) => conformance::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Coverage(args) => coverage::run(args),
         Command::Test(args) => test::run(args),

@@ -5,8 +5,10 @@
 //! small pieces and never stored, so a client cannot make the server remember anything.
 
 mod offer;
+mod step;
 
 pub use offer::{Encryption, Exports};
+pub use step::Step;
 
 use super::Export;
 use super::context::{Agreed, Context, ContextRequest, ReplyStyle, put_context};
@@ -31,6 +33,7 @@ const SKIP_PIECE: usize = 4096;
 #[derive(Debug)]
 pub struct Server {
     state: State,
+    fixed: bool,
     no_zeroes: bool,
     options: u32,
     encryption: Encryption,
@@ -53,41 +56,6 @@ enum State {
     Skip { option: OptionType, left: u32, answer: ReplyType },
 }
 
-/// What to do after a step.
-#[derive(Debug)]
-pub enum Step<H> {
-    /// Send, read [`Server::need`] bytes, step again.
-    Continue {
-        /// Bytes for the client, possibly none.
-        send: Vec<u8>,
-        /// The state to step next.
-        next: Server,
-    },
-    /// Send, then transmission begins.
-    Transmit {
-        /// Bytes for the client.
-        send: Vec<u8>,
-        /// What the client was told.
-        export: Export,
-        /// What was agreed on beside that.
-        agreed: Agreed,
-        /// The chosen export's handle.
-        handle: H,
-    },
-    /// Send, upgrade the stream to TLS, and go on with what was negotiated so far: nothing.
-    StartTls {
-        /// Bytes for the client, in the clear.
-        send: Vec<u8>,
-        /// The state to step next, over the encrypted stream.
-        next: Server,
-    },
-    /// Send, then close: the client aborted.
-    Close {
-        /// Bytes for the client.
-        send: Vec<u8>,
-    },
-}
-
 impl Server {
     /// A fresh negotiation in the clear and the greeting that opens it.
     #[must_use]
@@ -102,7 +70,7 @@ impl Server {
     /// Nothing has been agreed on.
     fn fresh(state: State, encryption: Encryption) -> Server {
         let style = ReplyStyle::Simple;
-        Server { state, no_zeroes: false, options: 0, encryption, style, selection: None }
+        Server { state, fixed: false, no_zeroes: false, options: 0, encryption, style, selection: None }
     }
 
     /// How many bytes the next [`Server::step`] takes: exactly these must be read.
@@ -143,6 +111,7 @@ impl Server {
         if unknown != ClientFlags::NONE {
             return Err(Violation::ClientFlags(flags.0));
         }
+        self.fixed = flags.contains(ClientFlags::FIXED_NEWSTYLE);
         self.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
         Ok(self.then(Vec::new()))
     }
@@ -195,11 +164,16 @@ impl Server {
         if self.encryption == Encryption::Unavailable {
             return self.skip(option, length, ReplyType::ERR_UNSUP);
         }
+        // "The server MUST operate in NOTLS mode unless … the client replied with
+        // NBD_FLAG_C_FIXED_NEWSTYLE".
+        if !self.fixed {
+            return self.skip(option, length, ReplyType::ERR_POLICY);
+        }
         if length > 0 || self.encryption == Encryption::Active {
             return self.skip(option, length, ReplyType::ERR_INVALID);
         }
         let fresh = Server::fresh(State::OptionHeader, Encryption::Active);
-        let next = Server { no_zeroes: self.no_zeroes, ..fresh };
+        let next = Server { fixed: self.fixed, no_zeroes: self.no_zeroes, ..fresh };
         Step::StartTls { send: reply(option, ReplyType::ACK, ""), next }
     }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use common::Violation;
 use common::command::{Command, Refusal, RequestHeader, Terms};
 use common::handshake::context::ReplyStyle;
-use common::proto::{CommandType, EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
+use common::proto::{EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
 use super::{End, Memory};
@@ -32,7 +32,7 @@ const STATUS_BYTES: usize = 32 * EXTENTS_MAX;
 /// A request that is here whole.
 pub(super) struct Incoming {
     pub(super) cookie: u64,
-    /// How it must be answered.
+    /// How it may be answered.
     pub(super) style: ReplyStyle,
     pub(super) offset: u64,
     pub(super) what: What,
@@ -51,9 +51,7 @@ pub(super) enum What {
 pub(super) struct Receiver {
     terms: Terms,
     state: State,
-    /// How the request that is being received must be answered.
-    style: ReplyStyle,
-    /// Its first byte.
+    /// The first byte of the request that is being received.
     offset: u64,
     buffer: Box<[u8]>,
     start: usize,
@@ -87,7 +85,7 @@ enum State {
 impl Receiver {
     pub(super) fn new(terms: Terms) -> Receiver {
         let buffer = vec![0; BUFFER_MIN].into_boxed_slice();
-        Receiver { terms, style: terms.style, offset: 0, state: State::Header, buffer, start: 0, end: 0 }
+        Receiver { terms, offset: 0, state: State::Header, buffer, start: 0, end: 0 }
     }
 
     /// Whether the next step is up to the memory budget, not to the client.
@@ -213,14 +211,6 @@ impl Receiver {
         tracing::trace!(?header, "request");
         let cookie = header.cookie;
         self.offset = header.offset;
-        // "if the client has negotiated structured replies … the server MUST use structured replies
-        // to the NBD_CMD_READ transmission request"; other requests have shorter answers, unless
-        // extended headers leave no choice.
-        self.style = match (self.terms.style, header.command) {
-            (ReplyStyle::Structured, CommandType::READ | CommandType::BLOCK_STATUS) => ReplyStyle::Structured,
-            (ReplyStyle::Extended, _) => ReplyStyle::Extended,
-            _ => ReplyStyle::Simple,
-        };
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
             Ok(Command::Filter) => State::Filter(header),
@@ -238,7 +228,7 @@ impl Receiver {
 
     fn deliver(&mut self, cookie: u64, what: What, grant: Grant) -> Poll<Result<Incoming, End>> {
         self.state = State::Header;
-        Poll::Ready(Ok(Incoming { cookie, style: self.style, offset: self.offset, what, grant }))
+        Poll::Ready(Ok(Incoming { cookie, style: self.terms.style, offset: self.offset, what, grant }))
     }
 }
 

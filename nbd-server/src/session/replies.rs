@@ -96,7 +96,9 @@ impl Ticket {
             Body::Data(at, data) => self.data(ChunkFlags::DONE, at, data),
             Body::Parts(parts) => self.parts(parts),
             Body::Extents(extents) => self.extents(&extents),
-            Body::Nothing if self.style == ReplyStyle::Simple => self.simple(WireError::OK, None),
+            // Never a READ, which must have chunks where they are agreed on; others "MAY use either",
+            // and extended headers leave no choice.
+            Body::Nothing if self.style != ReplyStyle::Extended => self.simple(WireError::OK, None),
             Body::Nothing => self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None),
         }
     }
