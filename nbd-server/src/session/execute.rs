@@ -51,7 +51,8 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
 async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::Result<Body> {
     let device = around.export.device();
     match *command {
-        Command::Read(Span { len: 0, .. }, _) | Command::Cache(Span { len: 0, .. }) => Ok(()),
+        Command::Cache(Span { len: 0, .. }) => Ok(()),
+        Command::Read(Span { len: 0, .. }, _) => return Ok(Body::Parts(Vec::new())),
         Command::Read(span, chunks) => return read::read(span, chunks, around).await,
         Command::Cache(Span { at, len }) => device.cache(at, len).await,
         Command::Write(Span { len: 0, .. }, _)

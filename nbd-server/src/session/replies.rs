@@ -57,7 +57,7 @@ pub(super) enum Body {
     Nothing,
     /// What a READ read in one piece, and from where.
     Data(u64, IoBuf),
-    /// What a READ read in chunks, without gaps; one at least.
+    /// What a READ read in chunks, without gaps; none if it was to read nothing.
     Parts(Vec<Part>),
     /// What each selected context says, by its id.
     Extents(Vec<(u32, Vec<Extent>)>),
@@ -94,10 +94,16 @@ impl Ticket {
         match body {
             Body::Data(_, data) if self.style == ReplyStyle::Simple => self.simple(WireError::OK, Some(data)),
             Body::Data(at, data) => self.data(ChunkFlags::DONE, at, data),
+            // A READ must have chunks where they are agreed on, even one of nothing; other commands
+            // "MAY use either", and extended headers leave no choice.
+            Body::Parts(parts) if parts.is_empty() && self.style == ReplyStyle::Simple => {
+                self.simple(WireError::OK, None);
+            }
+            Body::Parts(parts) if parts.is_empty() => {
+                self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None);
+            }
             Body::Parts(parts) => self.parts(parts),
             Body::Extents(extents) => self.extents(&extents),
-            // Never a READ, which must have chunks where they are agreed on; others "MAY use either",
-            // and extended headers leave no choice.
             Body::Nothing if self.style != ReplyStyle::Extended => self.simple(WireError::OK, None),
             Body::Nothing => self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None),
         }
