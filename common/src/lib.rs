@@ -13,10 +13,12 @@
 //! | [`command`] | a request header becomes a typed [`command::Command`] or a [`command::Refusal`] |
 //! | [`reply`] | simple, structured and extended replies, encoded and decoded |
 //! | [`uri`] | NBD URIs (`doc/uri.md`) |
+//! | [`manual`] | what the spec demands: where each demand is met, and which test shows it |
 #![forbid(unsafe_code)]
 
 pub mod command;
 pub mod handshake;
+pub mod manual;
 pub mod option;
 pub mod proto;
 pub mod reply;

@@ -188,4 +188,12 @@ fn extended_headers_say_more_than_structured_replies() {
     let (agreed, flags) = haggle.go("a");
     assert_eq!((agreed.style, agreed.contexts.len()), (ReplyStyle::Extended, 1));
     assert!(flags.contains(TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD));
+
+    // Where nothing is selected there is nothing to choose from.
+    let mut haggle = Haggle::new();
+    assert_eq!(haggle.say(OptionType::EXTENDED_HEADERS, &[]), refused(ReplyType::ACK));
+    assert_eq!(haggle.ask(SET, "b", &["x-test:b"]), named(&["x-test:b"]));
+    let (agreed, flags) = haggle.go("a");
+    assert_eq!((agreed.style, agreed.contexts.len()), (ReplyStyle::Extended, 0));
+    assert!(!flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
 }

@@ -101,7 +101,7 @@ fn info_tells_what_go_would_tell() {
     let end = talk(Client::info("disk").unwrap());
     let Ok(ClientStep::Told { answer, .. }) = end.client else { panic!("not told: {:?}", end.client) };
     let mut told = export("disk");
-    told.flags |= TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+    told.flags |= TransmissionFlags::SEND_DF;
     let contexts = ["base:allocation", "x-test:one", "x-test:two"].map(|name| format!("{name}disk")).to_vec();
     assert_eq!(answer, Answer::Export(Offer { export: told, style: ReplyStyle::Extended, contexts }));
     assert_eq!((end.server, end.unread), (None, 0));

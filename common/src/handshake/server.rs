@@ -16,7 +16,7 @@ use crate::Violation;
 use crate::option::{self, InfoRequest, OPTION_HEADER_LEN, OptionHeader, put_reply};
 use crate::proto::{
     ClientFlags, EXPORT_NAME_PADDING, HandshakeFlags, IHAVEOPT, InfoType, NBDMAGIC, OptionType, ReplyType,
-    STRING_MAX,
+    STRING_MAX, TransmissionFlags,
 };
 use crate::wire::{self, Put};
 
@@ -209,7 +209,7 @@ impl Server {
         let Some((export, handle)) = exports.find(name) else {
             return Err(Violation::UnknownExport(name.to_owned()));
         };
-        let export = self.told(export);
+        let export = self.told(name, export);
         let mut send = Vec::new();
         send.put_u64(export.size);
         send.put_u16(export.flags.0);
@@ -239,7 +239,7 @@ impl Server {
         let Some((export, handle)) = exports.find(&name) else {
             return self.then(reply(option, ReplyType::ERR_UNKNOWN, "no export of that name"));
         };
-        let export = self.told(export);
+        let export = self.told(&name, export);
         let mut send = Vec::new();
         option::put_infos(&mut send, option, &export, &wants);
         put_reply(&mut send, option, ReplyType::ACK, &[]);
@@ -294,8 +294,13 @@ impl Server {
     }
 
     /// What an export says about itself under what is agreed.
-    fn told(&self, mut export: Export) -> Export {
+    fn told(&self, name: &str, mut export: Export) -> Export {
         export.flags |= self.style.flags();
+        // "SHOULD NOT advertise this bit … if the client does not negotiate metacontexts".
+        let selected = self.selection.as_ref().filter(|selection| selection.export == name);
+        if selected.is_none_or(|selection| selection.contexts.is_empty()) {
+            export.flags = export.flags.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        }
         export
     }
 
