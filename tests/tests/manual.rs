@@ -20,17 +20,18 @@ struct Row<'t> {
 }
 
 fn rows(table: &str) -> Vec<Row<'_>> {
-    let cells = |line: &str| -> Option<Vec<&str>> {
-        let inside = line.strip_prefix("| ")?.strip_suffix('|')?;
-        Some(inside.split('|').map(str::trim).collect())
-    };
-    let row = |line| match cells(line)?[..] {
+    table.lines().filter_map(row).collect()
+}
+
+fn row(line: &str) -> Option<Row<'_>> {
+    let inside = line.strip_prefix("| ")?.strip_suffix('|')?;
+    let cells: Vec<&str> = inside.split('|').map(str::trim).collect();
+    match cells[..] {
         [number, who, what, place, test] if number.ends_with(|c: char| c.is_ascii_digit()) => {
             Some(Row { number, who, what, place, test })
         }
         _ => None,
-    };
-    table.lines().filter_map(row).collect()
+    }
 }
 
 /// "`file` `item`", and the text of the file.
@@ -92,10 +93,10 @@ fn every_sentence_has_a_row_and_every_row_is_true() {
 #[test]
 fn a_row_that_is_not_true_is_found() {
     let fine = "`tests/tests/manual.rs` `rows` | `tests/tests/manual.rs` `a_row_that_is_not_true_is_found`";
-    let row = |who: &str, places: &str| format!("| 7 | {who} | something | {places} |");
+    let line = |who: &str, places: &str| format!("| 7 | {who} | something | {places} |");
     let found = |line: String| fault(&rows(&line)[0]);
-    assert_eq!(found(row("server", fine)), None);
-    assert_eq!(found(row("the kernel", "|")), None);
+    assert_eq!(found(line("server", fine)), None);
+    assert_eq!(found(line("the kernel", "|")), None);
     for (who, places) in [
         ("server", "|"),
         ("nobody", fine),
@@ -106,6 +107,6 @@ fn a_row_that_is_not_true_is_found() {
         // A function that is no test shows nothing.
         ("server", &fine.replace("a_row_that_is_not_true_is_found", "resolve")),
     ] {
-        assert!(found(row(who, places)).is_some(), "{who} {places}");
+        assert!(found(line(who, places)).is_some(), "{who} {places}");
     }
 }
