@@ -40,6 +40,8 @@ pub struct Definition {
     pub name: String,
     /// A path, `memory:SIZE` or `null:SIZE`.
     pub serve: String,
+    /// Bytes of it that are served, where that is not all.
+    pub size: Option<u64>,
     /// Whether writes are refused.
     pub access: Access,
     /// What may be acknowledged before it is safe.
@@ -56,7 +58,7 @@ impl Definition {
     /// Whether an export of the other definition becomes one of this by being told so.
     #[must_use]
     pub fn differs_in_manner_only(&self, other: &Definition) -> bool {
-        let storage = |it: &Definition| (it.name.clone(), it.serve.clone(), it.access, it.limits);
+        let storage = |it: &Definition| (it.name.clone(), it.serve.clone(), it.size, it.access, it.limits);
         storage(self) == storage(other)
     }
 }
@@ -196,6 +198,7 @@ fn definition(cli: &Serve) -> anyhow::Result<Definition> {
     Ok(Definition {
         name: String::new(),
         serve: String::new(),
+        size: None,
         access: if cli.read_only { Access::ReadOnly } else { Access::ReadWrite },
         mode: cli.durability,
         limits: early_limits(cli)?,

@@ -1,3 +1,4 @@
 //! What changes behaviour between the session and a backend: one file each.
 
 pub mod order;
+pub mod window;

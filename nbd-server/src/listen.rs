@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use common::uri::{Tls, Transport, Uri};
 use listenfd::ListenFd;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
@@ -122,6 +123,30 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+/// Descriptors beside those of connections: listeners, exports, the runtimes' own.
+const DESCRIPTORS_SPARE: u64 = 256;
+
+/// Raises the soft limit of descriptors as far as so many connections need it. Programs that wait with
+/// `select(2)` are why it is low; this one does not.
+pub fn make_room(connections_max: usize) {
+    let wanted = connections_max as u64 + DESCRIPTORS_SPARE;
+    let raise = || {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        if soft < wanted {
+            setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)?;
+        }
+        nix::Result::Ok(hard)
+    };
+    match raise() {
+        Ok(hard) if hard < wanted => tracing::warn!(
+            limit = hard,
+            "there may be fewer descriptors (ulimit -Hn) than --max-connections needs"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of descriptors"),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
 use crate::config::{Config, DEFAULT_ADDRESS, Globals, resolve};
 use crate::confine::Confined;
-use crate::listen::Listener;
+use crate::listen::{Listener, make_room};
 use crate::session::Memory;
 use crate::worker::{self, Shared, Task};
 
@@ -40,6 +40,7 @@ impl Sockets {
     /// # Errors
     /// Where an address means nothing or is taken.
     pub async fn open(globals: &Globals) -> anyhow::Result<Sockets> {
+        make_room(globals.connections_max);
         let listeners = listen(globals).await?;
         let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
         Ok(Sockets { listeners, admin })

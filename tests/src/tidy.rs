@@ -45,7 +45,10 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("admin", &["durability", "export", "listen"]),
     ("cli", &["confine", "durability"]),
     ("ctl", &["admin", "cli"]),
-    ("config", &["backend", "cli", "confine", "device", "durability", "engine", "export", "ledger", "tls"]),
+    (
+        "config",
+        &["backend", "cli", "confine", "device", "durability", "engine", "export", "layer", "ledger", "tls"],
+    ),
     (
         "server",
         &[

@@ -96,6 +96,24 @@ fn a_file_says_what_is_served_and_how() {
 }
 
 #[test]
+fn the_beginning_of_a_file_is_served_and_no_more() {
+    let disk = Disk::holding(&pattern(1, 1 << 20));
+    let file = File::of(&export("a", text(disk.path()), "size = \"256K\""));
+    let server = file.serve();
+    let mut client = Client::try_connect(server.endpoint(), "a").expect("it is served");
+    assert_eq!(client.export.size, 256 << 10);
+    assert_eq!(client.read(0, 256 << 10), Ok(pattern(1, 256 << 10)));
+    assert_eq!(client.write(FUA, (256 << 10) - 512, &[7; 512]), WireError::OK);
+    assert_eq!(client.write(PLAIN, 256 << 10, &[8; 512]), WireError::ENOSPC);
+    assert_eq!(client.read(256 << 10, 512), Err(WireError::EINVAL));
+    assert_eq!(disk.content()[256 << 10..], pattern(1, 1 << 20)[256 << 10..]);
+    drop((client, server));
+    file.write(&export("a", text(disk.path()), "size = \"2M\""));
+    let refused = Server::builder().config(&file.path(), 2).refused();
+    assert!(refused.log.contains("fewer than the 2097152 that are to be served"), "{refused:?}");
+}
+
+#[test]
 fn files_are_checked_while_a_server_runs_by_them() {
     let disk = Disk::sparse(1 << 20);
     let file = File::of(&export("a", text(disk.path()), ""));

@@ -63,6 +63,7 @@ struct Table {
     serve: String,
     description: Option<String>,
     durability: Option<String>,
+    size: Option<Size>,
     #[serde(default)]
     read_only: bool,
     dirty_max: Option<Size>,
@@ -179,6 +180,7 @@ fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
     Ok(Definition {
         name: table.name.clone(),
         serve: table.serve.clone(),
+        size: table.size.as_ref().map(|size| size.0),
         text: table.description.clone(),
         admission: Admission {
             addresses,

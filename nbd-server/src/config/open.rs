@@ -17,10 +17,11 @@ use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
 use crate::cli::parse_size;
-use crate::device::{Device, leaf};
+use crate::device::{Device, layered, leaf};
 use crate::durability::epoch::Ledger;
 use crate::engine::Pool;
 use crate::export::Export;
+use crate::layer::window::Window;
 use crate::ledger;
 
 /// Sizes typed by a person must be a multiple of this many bytes.
@@ -45,8 +46,13 @@ impl Opener<'_> {
 
     /// Opens and locks an export.
     pub(super) fn export(&self, definition: &Definition) -> anyhow::Result<Arc<Export>> {
-        let Definition { name, serve, access, mode, limits, text, admission, .. } = definition;
-        let (storage, ledger) = self.open(serve, *access)?;
+        let Definition { name, serve, size, access, mode, limits, text, admission } = definition;
+        let (mut storage, ledger) = self.open(serve, *access)?;
+        if let Some(size) = *size {
+            let has = storage.shape().size;
+            ensure!(size <= has, "{serve} has {has} bytes, fewer than the {size} that are to be served");
+            storage = layered(Box::new(Window { size }), storage);
+        }
         let export = Export::new(name.clone(), storage, *mode, *limits, ledger);
         export.present(text.clone(), admission.clone());
         Ok(Arc::new(export))
