@@ -59,7 +59,6 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_fsetxattr,
     // Sockets that there are.
     libc::SYS_accept4,
-    libc::SYS_connect,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_recvfrom,
@@ -84,10 +83,8 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_restart_syscall,
     // Memory and threads.
     libc::SYS_brk,
-    libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
-    libc::SYS_mprotect,
     libc::SYS_madvise,
     libc::SYS_futex,
     libc::SYS_set_robust_list,
@@ -102,7 +99,6 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     // About itself.
     libc::SYS_getpid,
     libc::SYS_gettid,
@@ -115,7 +111,6 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_sysinfo,
     libc::SYS_uname,
     libc::SYS_umask,
-    libc::SYS_prlimit64,
 ];
 
 /// Calls that newer architectures no longer have, and C libraries still make on this one.
@@ -149,28 +144,41 @@ pub(super) fn confine() -> anyhow::Result<&'static str> {
 fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FREE.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
-    let only = |number, op, value: libc::c_int| -> anyhow::Result<SeccompCondition> {
-        let value = u64::try_from(value).context("a constant of the kernel is negative")?;
-        Ok(SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value)?)
-    };
-    // A new thread, not a new process. Which of the two clone3 makes cannot be seen here, so it is left out, and
-    // the C library uses clone.
-    let thread = u64::try_from(libc::CLONE_THREAD).context("a constant of the kernel is negative")?;
-    let is_thread = only(0, SeccompCmpOp::MaskedEq(thread), libc::CLONE_THREAD)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
-    // The service manager and the tokio signal driver are reached by Unix sockets.
-    for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        let is_unix = only(0, SeccompCmpOp::Eq, libc::AF_UNIX)?;
-        rules.insert(call, vec![SeccompRule::new(vec![is_unix])?]);
+    for (call, conditions) in conditional()? {
+        rules.insert(call, vec![SeccompRule::new(conditions)?]);
     }
-    let names = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME)?;
-    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![names])?]);
-    // Standard error may be a terminal, and what is put into its input is typed.
-    let types = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| {
-        let condition = |value| SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value);
-        condition(request)
-    });
-    let types = types.into_iter().collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(types)?]);
     Ok(rules)
+}
+
+/// Calls with some arguments.
+fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompCondition>)>> {
+    let number = |value: libc::c_int| u64::try_from(value).context("a constant of the kernel is negative");
+    let argument = |place, op, value| SeccompCondition::new(place, SeccompCmpArgLen::Dword, op, value);
+    let is = |place, value| anyhow::Ok(argument(place, SeccompCmpOp::Eq, number(value)?)?);
+    let has = |place, bit, value| {
+        anyhow::Ok(argument(place, SeccompCmpOp::MaskedEq(number(bit)?), number(value)?)?)
+    };
+    let not_to_run = || has(2, libc::PROT_EXEC, 0);
+    let not = |place, value| anyhow::Ok(argument(place, SeccompCmpOp::Ne, value)?);
+    let own = libc::c_int::try_from(std::process::id()).context("a process id")?;
+    let mut calls = vec![
+        // No memory that was written can be run.
+        (libc::SYS_mmap, vec![not_to_run()?]),
+        (libc::SYS_mprotect, vec![not_to_run()?]),
+        // A new thread, not a new process. Which of the two clone3 makes cannot be seen here, so it is left
+        // out, and the C library uses clone.
+        (libc::SYS_clone, vec![has(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?]),
+        (libc::SYS_tgkill, vec![is(0, own)?]),
+        (libc::SYS_prlimit64, vec![is(0, 0)?]),
+        (libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME)?]),
+        // Standard error may be a terminal, and what is put into its input is typed.
+        (libc::SYS_ioctl, vec![not(1, libc::TIOCSTI)?, not(1, libc::TIOCLINUX)?]),
+        (libc::SYS_socketpair, vec![is(0, libc::AF_UNIX)?]),
+    ];
+    // Other services listen on Unix sockets, too: they are reached only where a service manager waits to be told.
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        calls.push((libc::SYS_socket, vec![is(0, libc::AF_UNIX)?]));
+        calls.push((libc::SYS_connect, Vec::new()));
+    }
+    Ok(calls)
 }
