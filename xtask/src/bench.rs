@@ -4,8 +4,10 @@
 mod durability;
 mod figures;
 mod fio;
+mod image;
 mod machine;
 mod mail;
+mod peers;
 mod server;
 mod svg;
 
@@ -16,11 +18,14 @@ use anyhow::Result;
 pub(crate) enum Bench {
     /// What each durability mode costs, compared with writeback, and what it can lose.
     Durability(durability::Args),
+    /// What requests cost here and in nbdkit, qemu-nbd and nbd-server.
+    Peers(peers::Args),
 }
 
 /// `cargo xtask bench`
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Durability(args) => durability::run(args),
+        Bench::Peers(args) => peers::run(args),
     }
 }

@@ -48,6 +48,11 @@ pub(crate) fn for_bench(vm: bool) -> Result<()> {
     if vm { for_demo(Series::V6_12) } else { Ok(()) }
 }
 
+/// What `cargo xtask bench peers` needs.
+pub(crate) fn for_bench_peers() -> Result<()> {
+    packages(&["fio", "util-linux", "nbdkit", "qemu-utils", "nbd-server"])
+}
+
 /// What `cargo xtask demo --host` needs.
 pub(crate) fn for_host() -> Result<()> {
     packages(HOST)

@@ -2,9 +2,7 @@
 
 mod report;
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +10,7 @@ use vm_tests::paths;
 
 use super::fio::{self, Load};
 use super::machine::Machine;
-use super::{mail, server};
+use super::{image, mail, server};
 use crate::install;
 use crate::janitor::Janitor;
 use report::{Report, Row};
@@ -71,25 +69,25 @@ const WORKLOADS: [Workload; 5] = [
         name: "flush-each",
         counts: "writes/s",
         what: "random 4 KiB writes, each followed by a FLUSH, one at a time",
-        load: Some(Load { pattern: "randwrite", block: "4k", depth: 1, flush_every: 1 }),
+        load: Some(Load { pattern: "randwrite", block: "4k", depth: 1, connections: 1, flush_every: 1 }),
     },
     Workload {
         name: "flush-32",
         counts: "writes/s",
         what: "random 4 KiB writes, a FLUSH after every 32, 32 in flight",
-        load: Some(Load { pattern: "randwrite", block: "4k", depth: 32, flush_every: 32 }),
+        load: Some(Load { pattern: "randwrite", block: "4k", depth: 32, connections: 1, flush_every: 32 }),
     },
     Workload {
         name: "never",
         counts: "writes/s",
         what: "random 4 KiB writes, never a FLUSH, 32 in flight",
-        load: Some(Load { pattern: "randwrite", block: "4k", depth: 32, flush_every: 0 }),
+        load: Some(Load { pattern: "randwrite", block: "4k", depth: 32, connections: 1, flush_every: 0 }),
     },
     Workload {
         name: "sequential",
         counts: "MB/s",
         what: "sequential 1 MiB writes, never a FLUSH, 4 in flight",
-        load: Some(Load { pattern: "write", block: "1m", depth: 4, flush_every: 0 }),
+        load: Some(Load { pattern: "write", block: "1m", depth: 4, connections: 1, flush_every: 0 }),
     },
     Workload {
         name: "mail",
@@ -161,7 +159,7 @@ impl Bench {
     /// Writes the image whole, so that no mode pays for the first touch of a block.
     fn fill(&self) -> Result<()> {
         eprintln!("writing an image of {} MiB", self.size >> 20);
-        write_whole(&self.image, self.size).context("cannot write the image")
+        image::write_whole(&self.image, self.size).context("cannot write the image")
     }
 
     fn measure(&self, workload: &Workload, mode: &str) -> Result<Row> {
@@ -178,24 +176,13 @@ impl Bench {
         ensure!(load.flush_every == 0 || told.flushes > 0.0, "fio sent no FLUSH");
         let by_bytes = workload.counts == "MB/s";
         Ok(Row {
-            throughput: Some(if by_bytes { told.bytes_per_second / 1e6 } else { told.writes_per_second }),
-            write_p50_us: Some(told.write.p50 * 1e6),
-            write_p99_us: Some(told.write.p99 * 1e6),
+            throughput: Some(if by_bytes { told.bytes_per_second / 1e6 } else { told.requests_per_second }),
+            write_p50_us: Some(told.latency.p50 * 1e6),
+            write_p99_us: Some(told.latency.p99 * 1e6),
             flush_p50_us: told.flush.map(|flush| flush.p50 * 1e6),
             flush_p99_us: told.flush.map(|flush| flush.p99 * 1e6),
-            cpu_us_per_request: Some(usage.processor.as_secs_f64() * 1e6 / (told.writes + told.flushes)),
+            cpu_us_per_request: Some(usage.processor.as_secs_f64() * 1e6 / (told.requests + told.flushes)),
             memory_peak_mib: Some(usage.memory_peak_bytes as f64 / f64::from(1 << 20)),
         })
     }
-}
-
-fn write_whole(path: &Path, size: u64) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    let piece = vec![0x5a; 1 << 20];
-    while file.stream_position()? < size {
-        file.write_all(&piece)?;
-    }
-    file.set_len(size)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.sync_all()
 }

@@ -12,7 +12,9 @@ use serde_json::Value;
 pub(crate) struct Load {
     pub(crate) pattern: &'static str,
     pub(crate) block: &'static str,
+    /// Requests in flight on each connection.
     pub(crate) depth: u32,
+    pub(crate) connections: u32,
     /// A FLUSH after so many writes; never if 0.
     pub(crate) flush_every: u32,
 }
@@ -20,11 +22,13 @@ pub(crate) struct Load {
 /// What a run was like. Times are in seconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Told {
-    pub(crate) writes: f64,
+    /// READs or WRITEs.
+    pub(crate) requests: f64,
     pub(crate) flushes: f64,
-    pub(crate) writes_per_second: f64,
+    pub(crate) requests_per_second: f64,
     pub(crate) bytes_per_second: f64,
-    pub(crate) write: Percentiles,
+    /// Of a READ or WRITE.
+    pub(crate) latency: Percentiles,
     /// Of FLUSH; none if there was none.
     pub(crate) flush: Option<Percentiles>,
 }
@@ -46,13 +50,16 @@ pub(crate) fn run(load: &Load, uri: &str, size: u64, time: Duration, dir: &Path)
     fio.arg(format!("--output={}", report.display())).arg(format!("--uri={uri}"));
     fio.arg(format!("--rw={}", load.pattern)).arg(format!("--bs={}", load.block));
     fio.arg(format!("--iodepth={}", load.depth)).arg(format!("--size={size}"));
+    fio.arg(format!("--numjobs={}", load.connections)).arg("--group_reporting");
     fio.arg(format!("--runtime={}", time.as_secs_f64()));
     if load.flush_every > 0 {
         fio.arg(format!("--fsync={}", load.flush_every));
     }
     let out = fio.current_dir(dir).stdin(Stdio::null()).output().context("cannot run fio")?;
     ensure!(out.status.success(), "fio failed: {}", String::from_utf8_lossy(&out.stderr).trim());
-    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report)?)?;
+    let said = std::fs::read_to_string(&report)?;
+    // Remarks come first.
+    let report: Value = serde_json::from_str(&said[said.find('{').unwrap_or(0)..])?;
     told(&report["jobs"][0])
 }
 
@@ -63,15 +70,16 @@ fn told(job: &Value) -> Result<Told> {
         let percentile = |name: &str| anyhow::Ok(number(&latency["percentile"][name])? / 1e9);
         Ok(Percentiles { p50: percentile("50.000000")?, p99: percentile("99.000000")? })
     };
-    let (write, sync) = (&job["write"], &job["sync"]);
+    let (read, write, sync) = (&job["read"], &job["write"], &job["sync"]);
+    let done = if number(&read["total_ios"])? > 0.0 { read } else { write };
     let flushes = sync["total_ios"].as_f64().unwrap_or(0.0);
     ensure!(number(&job["error"])? == 0.0, "fio met an error: {job}");
     Ok(Told {
-        writes: number(&write["total_ios"])?,
+        requests: number(&done["total_ios"])?,
         flushes,
-        writes_per_second: number(&write["iops"])?,
-        bytes_per_second: number(&write["bw_bytes"])?,
-        write: percentiles(&write["clat_ns"])?,
+        requests_per_second: number(&done["iops"])?,
+        bytes_per_second: number(&done["bw_bytes"])?,
+        latency: percentiles(&done["clat_ns"])?,
         flush: if flushes > 0.0 { Some(percentiles(&sync["lat_ns"])?) } else { None },
     })
 }

@@ -23,6 +23,21 @@ pub(crate) struct Usage {
     pub(crate) memory_peak_bytes: u64,
 }
 
+impl Usage {
+    /// What a process has used so far, with its children that have ended: some servers fork one per client.
+    pub(crate) fn of(pid: u32) -> Result<Usage> {
+        let of = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let (stat, status) = (of("stat")?, of("status")?);
+        let after_name = stat.rsplit_once(')').context("a process has a name in brackets")?.1;
+        // Fields 14 to 17 of the whole: user and kernel time, its own and theirs.
+        let times = after_name.split_whitespace().skip(11).take(4).map(str::parse::<u32>);
+        let ticks: u32 = times.sum::<Result<u32, _>>()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak")?;
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+        Ok(Usage { processor: TICK * ticks, memory_peak_bytes: kib << 10 })
+    }
+}
+
 /// A running server.
 pub(crate) struct Server {
     child: Child,
@@ -64,15 +79,7 @@ impl Server {
 
     /// What it has used so far.
     pub(crate) fn usage(&self) -> Result<Usage> {
-        let of = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", self.child.id()));
-        let (stat, status) = (of("stat")?, of("status")?);
-        let after_name = stat.rsplit_once(')').context("a process has a name in brackets")?.1;
-        // Fields 14 and 15 of the whole: user and kernel time.
-        let times = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
-        let ticks: u32 = times.sum::<Result<u32, _>>()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak")?;
-        let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
-        Ok(Usage { processor: TICK * ticks, memory_peak_bytes: kib << 10 })
+        Usage::of(self.child.id())
     }
 
     /// Asks it to end, which makes everything durable.

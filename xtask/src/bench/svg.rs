@@ -6,7 +6,7 @@ use super::figures::short;
 
 /// One panel.
 pub(crate) struct Chart {
-    pub(crate) title: &'static str,
+    pub(crate) title: String,
     pub(crate) groups: Vec<Bars>,
 }
 
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn bars_grow_up_or_down_from_one() {
         let groups = vec![Bars { name: "load", values: vec![0.5, 1.0, 4.0] }];
-        let svg = draw("heading", &["a", "b", "c"], &[Chart { title: "panel", groups }]);
+        let svg = draw("heading", &["a", "b", "c"], &[Chart { title: "panel".into(), groups }]);
         let heights: Vec<f64> = svg
             .split("<rect ")
             .filter(|rect| rect.contains(&format!("width=\"{}\"", BAR - 2.0)))

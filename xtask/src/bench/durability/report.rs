@@ -110,7 +110,7 @@ impl Report {
     pub(super) fn svg(&self) -> String {
         let panel = |title: &'static str, metric: &'static str| {
             let groups = self.workloads.iter().filter_map(|workload| workload.bars(metric)).collect();
-            Chart { title, groups }
+            Chart { title: title.to_owned(), groups }
         };
         let panels = [
             panel("throughput (more is better)", "throughput"),
