@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::TMPFS_MAGIC;
 use tempfile::TempDir;
 
 /// A regular file in a directory of its own.
@@ -17,7 +18,17 @@ impl Disk {
     /// A file of `len` bytes that are all a hole.
     #[must_use]
     pub fn sparse(len: u64) -> Disk {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        Disk::in_dir(tempfile::tempdir().expect("a temporary directory can be made"), len)
+    }
+
+    /// The same on a file system in memory, if there is one.
+    #[must_use]
+    pub fn in_memory(len: u64) -> Option<Disk> {
+        let is_tmpfs = nix::sys::statfs::statfs("/dev/shm").ok()?.filesystem_type() == TMPFS_MAGIC;
+        is_tmpfs.then(|| Disk::in_dir(tempfile::tempdir_in("/dev/shm").expect("it can be written"), len))
+    }
+
+    fn in_dir(dir: TempDir, len: u64) -> Disk {
         let path = dir.path().join("disk.img");
         File::create(&path).and_then(|file| file.set_len(len)).expect("a file can be made");
         Disk { dir, path }

@@ -41,6 +41,42 @@ fn files_of_odd_sizes_are_served_to_the_last_byte() {
 }
 
 #[test]
+fn a_file_in_memory_is_served_like_any_other() {
+    let Some(disk) = Disk::in_memory(8 * MIB) else { return tool::skip("needs a tmpfs at /dev/shm") };
+    for mode in ["writethrough", "writeback", "early-ack", "unsafe"] {
+        let server = Server::builder().export(disk.spec()).args(&["--durability", mode]).start();
+        let mut client = Client::connect(server.endpoint());
+        let mut wanted = vec![0; 8 << 20];
+        // Short ones are done at once, long ones by a thread.
+        for (seed, at, len) in [(1, 0, 4096), (2, 777, 1000), (3, 1 << 20, 300 << 10), (4, 2 << 20, 4 << 20)]
+        {
+            let data = pattern(seed, len);
+            wanted[at..at + len].copy_from_slice(&data);
+            let flags = if seed % 2 == 0 { FUA } else { PLAIN };
+            assert_eq!(client.write(flags, at as u64, &data), WireError::OK, "{mode}");
+        }
+        wanted[2 << 20..3 << 20].fill(0);
+        assert_eq!(client.ask(CommandType::WRITE_ZEROES, PLAIN, 2 * MIB, 1 << 20), WireError::OK);
+        assert_eq!(client.flush(), WireError::OK);
+        assert!(client.read(0, 8 << 20).unwrap() == wanted && disk.content() == wanted, "{mode}");
+        assert_eq!(client.read(777, 1000).unwrap(), wanted[777..1777]);
+        assert_eq!(client.ask(CommandType::WRITE_ZEROES, PLAIN, 0, 8 << 20), WireError::OK);
+        drop(client);
+        assert_eq!(server.terminate().code, Some(0));
+    }
+}
+
+#[test]
+fn a_file_in_memory_that_was_cut_short_is_an_error_that_says_where() {
+    let Some(disk) = Disk::in_memory(MIB) else { return tool::skip("needs a tmpfs at /dev/shm") };
+    let server = Server::of(disk.spec());
+    let mut client = Client::connect(server.endpoint());
+    fs::OpenOptions::new().write(true).open(disk.path()).and_then(|file| file.set_len(4096)).unwrap();
+    assert_eq!(client.read(0, 8192), Err(WireError::EIO));
+    assert_eq!(client.read(0, 4096).unwrap(), vec![0; 4096]);
+}
+
+#[test]
 fn an_empty_file_is_served_as_nothing() {
     let disk = Disk::sparse(0);
     let server = Server::of(disk.spec());

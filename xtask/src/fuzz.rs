@@ -106,7 +106,8 @@ fn one(target: &Target, args: &Args) -> Result<()> {
     }
     let runs = runs(&said).context("libFuzzer did not say what it has done")?;
     if args.keep {
-        let merge = target.command().arg("-set_cover_merge=1").args([&target.corpus, &target.found]).output()?;
+        let merge =
+            target.command().arg("-set_cover_merge=1").args([&target.corpus, &target.found]).output()?;
         ensure!(merge.status.success(), "{}: {}", target.name, String::from_utf8_lossy(&merge.stderr));
     }
     let inputs = fs::read_dir(&target.corpus)?.count();

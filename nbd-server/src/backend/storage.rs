@@ -27,16 +27,23 @@ const SLICES_MAX: usize = 1024;
 pub(super) struct Storage {
     file: Arc<File>,
     pool: Pool,
+    /// Nothing done to it waits for a disk.
+    in_memory: bool,
 }
 
 impl Storage {
     pub(super) fn new(file: File, pool: Pool) -> Storage {
-        Storage { file: Arc::new(file), pool }
+        let in_memory = inline::is_in_memory(&file);
+        Storage { file: Arc::new(file), pool, in_memory }
     }
 
     pub(super) async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
         let mut done = 0;
-        if buf.len() <= inline::READ_MAX {
+        if self.in_memory && buf.len() <= inline::COPY_MAX {
+            read_on(&self.file, &mut buf, 0, at)?;
+            return Ok(buf);
+        }
+        if buf.len() <= inline::COPY_MAX {
             done = inline::read_cached(&self.file, &mut buf, at)?;
         }
         if done == buf.len() {
@@ -50,11 +57,12 @@ impl Storage {
     }
 
     pub(super) async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        self.run(move |file| match fua {
+        let len = data.len();
+        let write = move |file: &File| match fua {
             Fua::No => file.write_all_at(&data, at),
             Fua::Yes => write_durably(file, &data, at),
-        })
-        .await
+        };
+        if self.in_memory && len <= inline::COPY_MAX { write(&self.file) } else { self.run(write).await }
     }
 
     /// Whether the file has as many blocks as its size takes: holes can hardly be found then, and
@@ -87,7 +95,7 @@ impl Storage {
     }
 
     pub(super) async fn flush(&self) -> io::Result<()> {
-        self.run(File::sync_data).await
+        if self.in_memory { self.file.sync_data() } else { self.run(File::sync_data).await }
     }
 
     /// Runs `job` on the descriptor where it may block.

@@ -5,9 +5,19 @@ use std::io::{self, IoSliceMut};
 
 use rustix::io::{Errno, ReadWriteFlags};
 
-/// Longest read that is tried inline: copying more would hold up the worker's other connections
+/// Longest read or write that is tried inline: copying more would hold up the worker's other connections
 /// for longer than a hop to a thread costs.
-pub const READ_MAX: usize = 256 << 10;
+pub const COPY_MAX: usize = 256 << 10;
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of `include/uapi/linux/magic.h`.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Whether the file has no disk to wait for: nothing done to it needs a thread. Of such files the kernel
+/// cannot tell what [`read_cached`] wants to know.
+#[must_use]
+pub fn is_in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|told| IN_MEMORY.contains(&told.f_type))
+}
 
 /// Reads what the page cache holds, without ever waiting for the disk.
 ///
