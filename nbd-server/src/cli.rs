@@ -110,7 +110,7 @@ pub struct Serve {
     pub config: Option<PathBuf>,
 
     /// TCP address to listen on; may be given several times [default: 127.0.0.1:10809, unless
-    /// --unix is given or sockets are inherited, as from systemd]
+    /// --unix or --vsock is given or sockets are inherited, as from systemd]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Vec<String>,
 

@@ -15,7 +15,7 @@ mod user;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 pub use user::User;
 
@@ -107,9 +107,4 @@ impl Confined {
         self.0.push(format!("{what}: {how}"));
         Ok(())
     }
-}
-
-/// What the kernel said to a part of the confinement.
-fn refused(what: &str) -> anyhow::Result<&'static str> {
-    bail!("this kernel has no {what}")
 }

@@ -33,8 +33,6 @@ const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 #[derive(Debug)]
 pub struct Client {
     goal: Goal,
-    /// The option that opens the pursuit of the goal.
-    first: OptionType,
     /// The option whose answer is awaited.
     asked: OptionType,
     state: State,
@@ -52,6 +50,17 @@ enum Goal {
     Go(String),
     Info(String),
     List,
+}
+
+impl Goal {
+    /// The option that opens its pursuit.
+    fn first(&self) -> OptionType {
+        match self {
+            Goal::Go(_) => OptionType::GO,
+            Goal::Info(_) => OptionType::EXTENDED_HEADERS,
+            Goal::List => OptionType::LIST,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -82,15 +91,9 @@ impl Client {
     fn with(goal: Goal) -> Client {
         let flags = TransmissionFlags::NONE;
         let export = Export { size: 0, flags, block_sizes: None, name: None, description: None };
-        let first = match goal {
-            Goal::Go(_) => OptionType::GO,
-            Goal::Info(_) => OptionType::EXTENDED_HEADERS,
-            Goal::List => OptionType::LIST,
-        };
         Client {
+            asked: goal.first(),
             goal,
-            first,
-            asked: first,
             state: State::Greeting,
             no_zeroes: false,
             replies: 0,
@@ -165,6 +168,12 @@ impl Client {
 
     /// Puts the question.
     fn ask(self, mut send: Vec<u8>) -> Result<Step, ClientError> {
+        send.extend(self.question());
+        Ok(Step::Continue { send, next: self })
+    }
+
+    /// The option that is asked next.
+    fn question(&self) -> Vec<u8> {
         let data = match (&self.goal, self.asked) {
             (Goal::Go(export) | Goal::Info(export), OptionType::GO | OptionType::INFO) => {
                 let wants = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
@@ -175,8 +184,9 @@ impl Client {
             }
             _ => Vec::new(),
         };
+        let mut send = Vec::new();
         put_option(&mut send, self.asked, &data);
-        Ok(Step::Continue { send, next: self })
+        send
     }
 
     /// Asks by EXPORT_NAME, the only option of servers that know no other.
@@ -253,11 +263,8 @@ impl Client {
             let text = String::from_utf8_lossy(data).into_owned();
             return Err(ClientError::NoTls { reply, text });
         }
-        self.asked = self.first;
-        match self.ask(Vec::new())? {
-            Step::Continue { send, next } => Ok(Step::StartTls { send, next }),
-            other => Ok(other),
-        }
+        self.asked = self.goal.first();
+        Ok(Step::StartTls { send: self.question(), next: self })
     }
 
     fn learn(&mut self, info: Info) {

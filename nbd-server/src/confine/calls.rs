@@ -5,13 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-
-use super::refused;
 
 /// Calls with whatever arguments.
 const FREE: &[libc::c_long] = &[
@@ -132,7 +130,7 @@ const OLD: &[libc::c_long] = &[];
 
 pub(super) fn confine() -> anyhow::Result<&'static str> {
     let Ok(machine) = std::env::consts::ARCH.try_into() else {
-        return refused("seccomp filter of ours for its processor");
+        bail!("there is no filter for this processor");
     };
     let (allow, deny) = (SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()));
     let filter = SeccompFilter::new(rules()?, deny, allow, machine)?;

@@ -4,13 +4,13 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-use super::{Reach, refused};
+use super::Reach;
 
 /// What is asked for; a kernel that knows less does what it can.
 const WANTED: ABI = ABI::V6;
@@ -39,7 +39,7 @@ pub(super) fn confine(reach: &Reach) -> anyhow::Result<&'static str> {
     match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Ok("landlock"),
         RulesetStatus::PartiallyEnforced => Ok("landlock, as far as this kernel has it"),
-        RulesetStatus::NotEnforced => refused("landlock"),
+        RulesetStatus::NotEnforced => bail!("this kernel has no landlock"),
     }
 }
 
