@@ -2,13 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConnection, SupportedProtocolVersion};
 use tempfile::TempDir;
 
 use crate::server::Trust;
@@ -84,15 +80,7 @@ impl Authority {
     /// When rustls does not take the certificate.
     #[must_use]
     pub fn trust(&self, versions: &[&'static SupportedProtocolVersion]) -> Trust {
-        let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_file(self.root()).expect("it can be read");
-        roots.add(root).expect("it is a root");
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(versions)
-            .expect("a version")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Trust { config: Arc::new(config), name: ServerName::try_from("localhost").expect("a name") }
+        Trust::read(&self.root(), None, "localhost", versions).expect("its own root and a fine name")
     }
 
     fn sign(&self, name: &str, alternatives: &[&str]) -> (PathBuf, PathBuf) {

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use crate::endpoint::{Endpoint, Trust};
+use crate::pki::Authority;
 use crate::wait_for;
 
 /// What to start.
@@ -65,6 +66,14 @@ impl Builder {
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Builder {
         self.args.extend(args.iter().map(OsString::from));
+        self
+    }
+
+    /// Offers TLS with a certificate of `authority`.
+    #[must_use]
+    pub fn tls(mut self, authority: &Authority) -> Builder {
+        let (cert, key) = authority.server();
+        self.args.extend(["--tls-cert".into(), cert.into(), "--tls-key".into(), key.into()]);
         self
     }
 

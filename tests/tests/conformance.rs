@@ -10,7 +10,6 @@ use common::option::Info;
 use common::proto::{ChunkType, ClientFlags, CommandFlags, CommandType, OptionType, ReplyType};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags, WireError};
 use common::reply::decode_error;
-use rustls::ALL_VERSIONS;
 use tests::chunked::Chunked;
 use tests::client::{Client, FUA, PLAIN, Socket};
 use tests::disk::{Disk, pattern};
@@ -24,11 +23,8 @@ const MIB: u64 = 1 << 20;
 fn everywhere(spec: &str, args: &[&str], test: impl Fn(&Endpoint)) {
     in_the_clear(spec, args, &test);
     let authority = Authority::new();
-    let (cert, key) = authority.server();
-    let tls = ["--tls-cert", &cert.to_string_lossy(), "--tls-key", &key.to_string_lossy()].map(str::to_owned);
-    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
-    let server = Server::builder().export(spec).args(args).args(&tls).tcp().start();
-    test(&Endpoint::Tls(Box::new(server.endpoint().clone()), authority.trust(ALL_VERSIONS)));
+    let server = Server::builder().export(spec).args(args).tls(&authority).tcp().start();
+    test(&server.endpoint().encrypted(&authority));
 }
 
 /// Over a Unix socket and TCP.

@@ -1,7 +1,6 @@
 //! Proves that our server has no failing row in the conformance run, over any transport, also read-only and
 //! from a file; and that the run sees faults: other servers have some.
 
-use rustls::ALL_VERSIONS;
 use tests::disk::Disk;
 use tests::pki::Authority;
 use tests::probes::{Target, Verdict, all};
@@ -33,13 +32,9 @@ fn ours_passes_over_unix_and_tcp() {
 #[test]
 fn ours_passes_over_tls() {
     let authority = Authority::new();
-    let (cert, key) = authority.server();
-    let args =
-        ["--tls-cert", &cert.to_string_lossy(), "--tls-key", &key.to_string_lossy()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let server = Server::builder().export("memory:64M").args(&args).unix().tcp().start();
+    let server = Server::builder().export("memory:64M").tls(&authority).unix().tcp().start();
     for endpoint in server.endpoints() {
-        passes(&Endpoint::Tls(Box::new(endpoint.clone()), authority.trust(ALL_VERSIONS)), &[READ_ONLY]);
+        passes(&endpoint.encrypted(&authority), &[READ_ONLY]);
     }
 }
 

@@ -30,9 +30,7 @@ fn everywhere(disk: &Disk, args: &[&str], test: impl Fn(&str)) {
     assert_eq!(server.terminate().code, Some(0));
     let authority = Authority::new();
     let trusting = authority.anonymous();
-    let (cert, key) = authority.server();
-    let tls = ["--tls-cert", text(&cert), "--tls-key", text(&key)];
-    let server = Server::builder().export(disk.spec()).args(args).args(&tls).tcp().start();
+    let server = Server::builder().export(disk.spec()).args(args).tls(&authority).tcp().start();
     let Endpoint::Tcp(address) = server.endpoint() else { panic!("it is TCP") };
     test(&format!("nbds://{address}/?tls-certificates={}", text(trusting.path())));
 }

@@ -24,8 +24,7 @@ fn server(authority: &Authority, args: &[&str], disk: &Disk) -> Server {
 }
 
 fn encrypting(authority: &Authority, args: &[&str]) -> Builder {
-    let (cert, key) = authority.server();
-    Server::builder().args(&["--tls-cert", text(&cert), "--tls-key", text(&key)]).args(args)
+    Server::builder().tls(authority).args(args)
 }
 
 fn text(path: &Path) -> &str {

@@ -3,16 +3,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use common::uri::{Tls, Transport, Uri};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore};
+use rustls::ALL_VERSIONS;
 use tempfile::TempDir;
 use tests::audit::subject::{Place, Subject};
 use tests::endpoint::{Endpoint, Trust};
@@ -80,26 +77,20 @@ fn target(uri: &Uri) -> Result<Target> {
     Ok(Target { endpoint, export: uri.export.clone() })
 }
 
+/// Certificates as libnbd and QEMU keep them; a server that wants none is shown none.
 fn trust(dir: &Path, name: &str) -> Result<Trust> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(dir.join("ca-cert.pem"))?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(ALL_VERSIONS)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Trust { config: Arc::new(config), name: ServerName::try_from(name.to_owned())? })
+    let (cert, key) = (dir.join("client-cert.pem"), dir.join("client-key.pem"));
+    let own = cert.exists().then_some((&*cert, &*key));
+    let read = || Trust::read(&dir.join("ca-cert.pem"), own, name, ALL_VERSIONS);
+    read().with_context(|| format!("the certificates in {}", dir.display()))
 }
 
 /// Probes ours, and those of others that are installed; also names ours.
 fn compare() -> Result<(Table, Vec<String>)> {
     let authority = Authority::new();
-    let (cert, key) = authority.server();
     let plain = Server::builder().export(format!("memory:{SIZE}")).unix().tcp().start();
-    let tls = ["--tls-cert", &cert.to_string_lossy(), "--tls-key", &key.to_string_lossy()].map(str::to_owned);
-    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
-    let encrypted = Server::builder().export(format!("memory:{SIZE}")).tcp().args(&tls).start();
-    let over_tls = Endpoint::Tls(Box::new(encrypted.endpoint().clone()), authority.trust(ALL_VERSIONS));
+    let encrypted = Server::builder().export(format!("memory:{SIZE}")).tls(&authority).tcp().start();
+    let over_tls = encrypted.endpoint().encrypted(&authority);
     let endpoints = plain.endpoints().iter().cloned().chain([over_tls]);
     let ours: Vec<String> = ["ours, Unix", "ours, TCP", "ours, TLS"].map(str::to_owned).into();
     let mut servers: Vec<_> = ours
