@@ -72,7 +72,7 @@ pub enum Verdict {
 
 /// Why a script ended without a finding.
 #[derive(Debug)]
-enum NoFinding {
+pub(crate) enum NoFinding {
     NotOffered,
     Unseen(String),
 }
@@ -87,7 +87,7 @@ impl fmt::Display for NoFinding {
 }
 
 impl NoFinding {
-    fn into_error(self) -> anyhow::Error {
+    pub(crate) fn into_error(self) -> anyhow::Error {
         anyhow::Error::msg(self)
     }
 }
@@ -96,17 +96,7 @@ impl Check {
     /// Runs the script on a subject. What the subject promises does not matter here.
     #[must_use]
     pub fn examine(&self, subject: &Subject) -> Verdict {
-        // The clients of this crate panic where a server leaves the protocol or falls silent.
-        let outcome = catch_unwind(AssertUnwindSafe(|| (self.script)(subject)));
-        match outcome {
-            Ok(Ok(())) => Verdict::Holds,
-            Ok(Err(error)) => match error.downcast::<NoFinding>() {
-                Ok(NoFinding::NotOffered) => Verdict::NotOffered,
-                Ok(NoFinding::Unseen(what)) => Verdict::Unseen(what),
-                Err(error) => Verdict::Fails(format!("{error:#}")),
-            },
-            Err(panic) => Verdict::Fails(said(&*panic)),
-        }
+        Verdict::of(|| (self.script)(subject))
     }
 
     /// Runs the script and holds the result against what the subject promises.
@@ -130,8 +120,23 @@ impl Check {
     }
 }
 
+impl Verdict {
+    /// Runs a script. The clients of this crate panic where a server leaves the protocol or falls silent.
+    pub(crate) fn of(script: impl FnOnce() -> Outcome) -> Verdict {
+        match catch_unwind(AssertUnwindSafe(script)) {
+            Ok(Ok(())) => Verdict::Holds,
+            Ok(Err(error)) => match error.downcast::<NoFinding>() {
+                Ok(NoFinding::NotOffered) => Verdict::NotOffered,
+                Ok(NoFinding::Unseen(what)) => Verdict::Unseen(what),
+                Err(error) => Verdict::Fails(format!("{error:#}")),
+            },
+            Err(panic) => Verdict::Fails(said(&*panic)),
+        }
+    }
+}
+
 /// What a panic said.
-pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> String {
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the script panicked").to_owned()
 }

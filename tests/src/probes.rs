@@ -9,7 +9,6 @@ mod negotiation;
 mod transmission;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::handshake::Export;
 use common::handshake::context::ReplyStyle;
@@ -17,16 +16,16 @@ use common::option::Info;
 use common::proto::{ClientFlags, OptionType, ReplyType, TransmissionFlags};
 use serde_json::{Value, json};
 
+use crate::audit::{NoFinding, Outcome};
 use crate::chunked::Chunked;
 use crate::client::{Client, Socket};
 use crate::endpoint::Endpoint;
 use crate::haggle::Haggle;
 
+pub use crate::audit::Verdict;
+
 /// Bytes of the export that the probes need.
 pub const SIZE_MIN: u64 = 1 << 20;
-
-/// How a conversation ended: as it should, or one sentence tells what was seen instead.
-type Outcome = anyhow::Result<()>;
 
 /// One named property and the conversation that looks for it.
 pub struct Probe {
@@ -46,27 +45,6 @@ pub struct Target {
     pub export: String,
 }
 
-/// What became of one probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// The property was seen.
-    Holds,
-    /// Something else was seen.
-    Fails(String),
-    /// The server does not offer what the probe needs.
-    NotOffered,
-}
-
-/// Why a probe has nothing to look at.
-#[derive(Debug)]
-struct NotOffered;
-
-impl fmt::Display for NotOffered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server does not offer it")
-    }
-}
-
 /// Every probe, in the order of the spec.
 pub fn all() -> impl Iterator<Item = &'static Probe> {
     [negotiation::PROBES, transmission::PROBES, chunks::PROBES].into_iter().flatten()
@@ -76,34 +54,7 @@ impl Probe {
     /// Has the conversation.
     #[must_use]
     pub fn run(&self, target: &Target) -> Verdict {
-        // The clients of this crate panic where a server leaves the protocol or falls silent.
-        match catch_unwind(AssertUnwindSafe(|| (self.script)(target))) {
-            Ok(Ok(())) => Verdict::Holds,
-            Ok(Err(error)) if error.is::<NotOffered>() => Verdict::NotOffered,
-            Ok(Err(error)) => Verdict::Fails(format!("{error:#}")),
-            Err(panic) => Verdict::Fails(crate::audit::said(&*panic)),
-        }
-    }
-}
-
-impl Verdict {
-    /// What stands in a cell.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        match self {
-            Verdict::Holds => "ok",
-            Verdict::Fails(_) => "FAIL",
-            Verdict::NotOffered => "not offered",
-        }
-    }
-
-    /// What was seen instead of the property.
-    #[must_use]
-    pub fn seen(&self) -> Option<&str> {
-        match self {
-            Verdict::Fails(seen) => Some(seen),
-            Verdict::Holds | Verdict::NotOffered => None,
-        }
+        Verdict::of(|| (self.script)(target))
     }
 }
 
@@ -157,7 +108,7 @@ impl Target {
 
 /// Goes on where the server has what is looked at.
 fn offered(has: bool) -> anyhow::Result<()> {
-    if has { Ok(()) } else { Err(anyhow::Error::msg(NotOffered)) }
+    if has { Ok(()) } else { Err(NoFinding::NotOffered.into_error()) }
 }
 
 /// The flags of a client of fixed newstyle.

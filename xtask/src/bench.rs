@@ -11,7 +11,9 @@ mod peers;
 mod server;
 mod svg;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 
 /// Measures what things cost on this machine.
 #[derive(clap::Subcommand)]
@@ -20,6 +22,28 @@ pub(crate) enum Bench {
     Durability(durability::Args),
     /// What requests cost here and in nbdkit, qemu-nbd and nbd-server.
     Peers(peers::Args),
+}
+
+/// Where else than on the terminal a report goes.
+#[derive(clap::Args)]
+struct Keep {
+    /// Also write the figures to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also draw them into this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl Keep {
+    fn write(&self, json: &str, svg: &str) -> Result<()> {
+        for (file, text) in [(&self.json, json), (&self.svg, svg)] {
+            if let Some(file) = file {
+                std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `cargo xtask bench`

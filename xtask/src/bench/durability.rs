@@ -10,7 +10,7 @@ use vm_tests::paths;
 
 use super::fio::{self, Load};
 use super::machine::Machine;
-use super::{image, mail, server};
+use super::{Keep, image, mail, server};
 use crate::install;
 use crate::janitor::Janitor;
 use report::{Report, Row};
@@ -35,12 +35,8 @@ pub(crate) struct Args {
     /// Leave out the workload that needs a virtual machine.
     #[arg(long)]
     no_vm: bool,
-    /// Also write the figures to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Also draw them into this file.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    keep: Keep,
 }
 
 /// The modes, and what each can lose.
@@ -137,13 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     print!("{}", report.text());
-    if let Some(file) = &args.json {
-        std::fs::write(file, report.json()?).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if let Some(file) = &args.svg {
-        std::fs::write(file, report.svg()).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
+    args.keep.write(&report.json()?, &report.svg())
 }
 
 /// Where and how it is measured.

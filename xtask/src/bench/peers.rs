@@ -11,7 +11,7 @@ use vm_tests::paths;
 
 use super::fio::{self, Load};
 use super::machine::Machine;
-use super::{image, server};
+use super::{Keep, image, server};
 use crate::install;
 use crate::janitor::Janitor;
 use report::{Report, Row};
@@ -40,12 +40,8 @@ pub(crate) struct Args {
     /// Only on this storage; may be given several times.
     #[arg(long, value_enum, value_name = "STORAGE")]
     storage: Vec<Storage>,
-    /// Also write the figures to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Also draw them into this file.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    keep: Keep,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -109,13 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     print!("{}", report.text());
-    if let Some(file) = &args.json {
-        std::fs::write(file, report.json()?).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if let Some(file) = &args.svg {
-        std::fs::write(file, report.svg()).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
+    args.keep.write(&report.json()?, &report.svg())
 }
 
 /// How it is measured.
