@@ -50,6 +50,8 @@ struct Stream {
     said: Vec<u8>,
 }
 
+impl session::Stream for Stream {}
+
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(self.sent.read(buf))

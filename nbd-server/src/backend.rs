@@ -5,7 +5,19 @@ pub mod file;
 pub mod memory;
 pub mod null;
 
+mod calls;
+mod direct;
+mod space;
 mod storage;
+
+/// How a file or device was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// What for.
+    pub access: Access,
+    /// Whether around the page cache.
+    pub direct: bool,
+}
 
 /// What a descriptor was opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

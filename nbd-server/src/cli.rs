@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::confine::Sandbox;
 use crate::durability::Mode;
+use crate::engine::Engine;
 
 /// Serve files, block devices and memory over the NBD protocol
 #[derive(Debug, Parser)]
@@ -103,7 +104,7 @@ pub struct Serve {
         value_name = "FILE",
         conflicts_with_all = [
             "listen", "unix", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
-            "tls", "read_only", "user", "sandbox", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
+            "tls", "read_only", "direct", "user", "sandbox", "engine", "busy_poll", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
     )]
@@ -169,6 +170,11 @@ pub struct Serve {
     #[arg(long)]
     pub read_only: bool,
 
+    /// Reach files and devices around the page cache of this host (O_DIRECT); sizes must be multiples of
+    /// their block
+    #[arg(long)]
+    pub direct: bool,
+
     /// Serve as this user once the sockets listen; what is served must be open to it
     #[arg(long, value_name = "NAME[:GROUP]")]
     pub user: Option<String>,
@@ -176,6 +182,15 @@ pub struct Serve {
     /// Whether to give up all files but those served, and all system calls but those needed
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     pub sandbox: Sandbox,
+
+    /// How reads and writes that may wait for the disk are run
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto")]
+    pub engine: Engine,
+
+    /// How long a thread looks for the next request of a client that sends one at a time before it
+    /// sleeps, if that client was as quick before; 0 sleeps at once
+    #[arg(long, value_name = "MICROSECONDS", default_value = "50")]
+    pub busy_poll: u64,
 
     /// Threads that serve connections [default: one per CPU]
     #[arg(long, value_name = "N")]

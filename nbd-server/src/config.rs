@@ -23,7 +23,7 @@ use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy};
 use crate::confine::{Sandbox, User};
 use crate::durability::{EarlyLimits, Mode};
-use crate::engine::Pool;
+use crate::engine::{Engine, Pool};
 use crate::export::{Admission, Export, Registry};
 use crate::tls::{Files, Upgrader};
 use open::Opener;
@@ -44,6 +44,8 @@ pub struct Definition {
     pub size: Option<u64>,
     /// Whether writes are refused.
     pub access: Access,
+    /// Whether it is reached around the page cache.
+    pub direct: bool,
     /// What may be acknowledged before it is safe.
     pub mode: Mode,
     /// What `early-ack` may hold.
@@ -58,7 +60,8 @@ impl Definition {
     /// Whether an export of the other definition becomes one of this by being told so.
     #[must_use]
     pub fn differs_in_manner_only(&self, other: &Definition) -> bool {
-        let storage = |it: &Definition| (it.name.clone(), it.serve.clone(), it.size, it.access, it.limits);
+        let storage =
+            |it: &Definition| (it.name.clone(), it.serve.clone(), it.size, it.access, it.direct, it.limits);
         storage(self) == storage(other)
     }
 }
@@ -83,6 +86,10 @@ pub struct Globals {
     pub sandbox: Sandbox,
     /// Directories from which a later reload may serve, beside those of what is served now.
     pub directories: Vec<PathBuf>,
+    /// How operations that may block are run.
+    pub engine: Engine,
+    /// How long a worker looks for the next request of its only client before it sleeps.
+    pub busy_poll: Duration,
     /// Threads that serve connections.
     pub workers: usize,
     /// Connections at a time.
@@ -182,6 +189,8 @@ fn globals(cli: &Serve) -> anyhow::Result<Globals> {
         user: cli.user.as_deref().map(User::find).transpose()?,
         sandbox: cli.sandbox,
         directories: Vec::new(),
+        engine: cli.engine,
+        busy_poll: Duration::from_micros(cli.busy_poll),
         workers: match cli.workers {
             Some(workers) => workers.get(),
             None => thread::available_parallelism().map_or(1, usize::from),
@@ -200,6 +209,7 @@ fn definition(cli: &Serve) -> anyhow::Result<Definition> {
         serve: String::new(),
         size: None,
         access: if cli.read_only { Access::ReadOnly } else { Access::ReadWrite },
+        direct: cli.direct,
         mode: cli.durability,
         limits: early_limits(cli)?,
         text: None,

@@ -8,14 +8,14 @@
 //! |---|---|---|
 //! | [`cli`], [`config`] | what was typed; what it means, opened and checked | everything below |
 //! | [`admin`], [`ctl`] | what an operator asks and tells a running server; the asking side | `export`, `listen` |
-//! | [`server`], [`listen`], [`transport`], [`tls`], [`worker`] | sockets, threads, start and stop | `session`, `export` |
+//! | [`server`], [`listen`], [`transport`], [`tls`], [`worker`] | sockets, threads, start and stop | `session`, `export`, `engine` |
 //! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
 //! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
 //! | [`ledger`] | where an export's epoch is kept | `durability`, `engine` |
 //! | [`durability`], [`layer`] | what an acknowledgement promises; order of overlapping writes | `device`, `buf` |
 //! | [`backend`] | what stores bytes | `device`, `buf`, `engine` |
 //! | [`confine`] | what the process can no longer do: user, files, system calls | nothing of ours |
-//! | [`engine`] | how operations reach the disk | nothing of ours |
+//! | [`engine`] | how operations reach the disk | `buf` |
 //! | [`device`], [`buf`], [`metrics`] | the contract, the memory, the numbers | `buf` |
 //!
 //! Each worker is a thread with its own runtime; a connection lives on one worker for life, and

@@ -1,5 +1,6 @@
 //! The server's life: listen, hand connections to workers, stop in good order.
 
+mod crew;
 mod reload;
 
 use std::io::Write;
@@ -24,7 +25,8 @@ use crate::config::{Config, DEFAULT_ADDRESS, Globals, resolve};
 use crate::confine::Confined;
 use crate::listen::{Listener, make_room};
 use crate::session::Memory;
-use crate::worker::{self, Shared, Task};
+use crate::worker::{Shared, Task};
+use crew::Crew;
 
 pub use reload::Reloader;
 
@@ -66,28 +68,25 @@ pub async fn run(
         memory: Memory { pool: Arc::new(Pool::default()), budget },
         tls: RwLock::new(tls),
         handshake_timeout: globals.handshake_timeout,
+        busy_poll: globals.busy_poll,
         shutdown_timeout: globals.shutdown_timeout,
         stop: stopped.shared(),
     });
-    let workers = (0..globals.workers)
-        .map(|number| worker::start(number, shared.clone()))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    for export in shared.exports.all() {
-        workers[0].send(Task::Keep(export)).context("a worker has died")?;
-    }
+    let mut crew = Crew::start(globals.workers, globals.engine, &shared)?;
+    let keeper = crew.keeper().clone();
     let places = Arc::new(Semaphore::new(globals.connections_max));
     confined.calls(globals.sandbox)?;
     confined.log();
     announce(&listeners, policy)?;
 
     let hangup = match &mut reloader {
-        Some(reloader) => Hangup::Reloads(reloader, &workers[0]),
+        Some(reloader) => Hangup::Reloads(reloader, &keeper),
         None => Hangup::Stops,
     };
     // Heard to the end: an order that was begun is carried out.
     let mut hearing = pin!(hear(admin.as_ref(), &shared));
     tokio::select! {
-        never = accept_all(&listeners, &workers, &places) => match never {},
+        never = accept_all(&listeners, &mut crew, &places) => match never {},
         never = &mut hearing => match never {},
         () = signals.stop(&shared, hangup) => {}
     }
@@ -152,13 +151,12 @@ async fn hear(admin: Option<&Admin>, shared: &Shared) -> std::convert::Infallibl
     }
 }
 
-/// Accepts on all listeners and hands connections to the workers in turn.
+/// Accepts on all listeners and hands connections to the workers.
 async fn accept_all(
     listeners: &[Listener],
-    workers: &[mpsc::UnboundedSender<Task>],
+    crew: &mut Crew,
     places: &Arc<Semaphore>,
 ) -> std::convert::Infallible {
-    let turn = std::cell::Cell::new(0);
     let accept_one = |listener| async move {
         let listener: &Listener = listener;
         (listener.accept().await, listener)
@@ -173,11 +171,7 @@ async fn accept_all(
             tracing::warn!(client = %socket, "too many connections (--max-connections): closing this one");
             continue;
         };
-        let worker = &workers[turn.get() % workers.len()];
-        turn.set(turn.get() + 1);
-        if worker.send(Task::Serve(socket, permit)).is_err() {
-            tracing::error!("a worker has died; the connection is dropped");
-        }
+        crew.serve(socket, permit);
     }
 }
 

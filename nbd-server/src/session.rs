@@ -14,7 +14,9 @@ mod negotiate;
 mod read;
 mod receive;
 mod replies;
+mod reply;
 mod status;
+mod stream;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -28,7 +30,6 @@ use std::task::{Context, Poll};
 use common::Violation;
 use common::handshake::context::{Agreed, Context as Selected};
 use futures::FutureExt;
-use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use crate::buf::{Budget, Pool};
@@ -38,6 +39,7 @@ use receive::{Incoming, Receiver};
 use replies::Replies;
 
 pub use negotiate::{Negotiated, negotiate, resume};
+pub use stream::Stream;
 
 /// Requests of one connection that are received and not yet answered. The kernel has 128 tags per
 /// connection; twice that keeps a deeper client busy, and bounds the memory of small requests.
@@ -98,7 +100,7 @@ pub async fn transmit<S>(
     progress: Rc<Progress>,
 ) -> End
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Stream,
 {
     let mut connection = Connection::new(stream, export, agreed, memory, progress);
     let mut stop = stop;
@@ -128,9 +130,11 @@ struct Connection<'s, S> {
     in_flight: FuturesUnordered<InFlight>,
     replies: Rc<Replies>,
     progress: Rc<Progress>,
+    /// Requests that came out of what was received last.
+    fresh: usize,
 }
 
-impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
+impl<'s, S: Stream> Connection<'s, S> {
     fn new(
         stream: &'s mut S,
         export: Arc<Export>,
@@ -141,7 +145,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         let receiver = Receiver::new(export.terms(&agreed));
         let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
-        Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress }
+        Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress, fresh: 0 }
     }
 
     /// Drives everything that is under way until no more requests will come.
@@ -205,7 +209,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         if !self.has_room() || self.receiver.waits_for_memory() {
             return Poll::Pending;
         }
+        self.stream.expect(self.fresh == 1 && self.replies.outstanding() == 0);
         let received = self.receiver.poll_receive(cx, self.stream);
+        if received.is_ready() {
+            self.fresh = 0;
+        }
         self.note(received.is_ready());
         received
     }
@@ -233,11 +241,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     /// Sets a request going. Its first step is taken here and now, in the order of receipt; most
     /// need no other.
     fn start(&mut self, cx: &mut Context<'_>, incoming: Incoming) {
+        self.fresh += 1;
         let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.offset, incoming.grant);
         let around = Around {
             export: self.export.clone(),
             contexts: self.contexts.clone(),
             pool: self.memory.pool.clone(),
+            lends: self.stream.lends(),
         };
         let request = AssertUnwindSafe(execute::execute(incoming.what, ticket, around));
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the

@@ -1,5 +1,7 @@
 //! Connected sockets, on their way from the thread that accepts to the worker that serves.
 
+mod direct;
+
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -77,6 +79,8 @@ pub enum Stream {
     /// From or to a virtual machine.
     Vsock(VsockStream),
 }
+
+pub use direct::{Direct, Plain};
 
 /// A stream of the runtime as a session sees it. Unlike the adapter of tokio-util it passes
 /// vectored writes on: many replies leave in one system call.

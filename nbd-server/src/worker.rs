@@ -1,8 +1,12 @@
 //! Workers: threads with a runtime each, on which connections live from greeting to goodbye.
 
+mod company;
+
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context as Cx, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -18,11 +22,15 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::device::Clock;
+use crate::device::{Clock, Loan};
+use crate::engine::drive;
+use crate::engine::seat::Occupied;
+use crate::engine::{Ring, Seat};
 use crate::export::{Export, Origin, Peer, Registry, Visible};
 use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
 use crate::tls::{self, Upgrader};
-use crate::transport::{Adapted, Socket, Stream};
+use crate::transport::{Adapted, Direct, Plain, Socket, Stream};
+use company::{Company, Member};
 
 /// How long a client may hold memory without sending or reading, while others wait for memory.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -42,6 +50,8 @@ pub struct Shared {
     pub tls: RwLock<Option<(Upgrader, Encryption)>>,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// How long a worker looks for the next request of its only client before it sleeps.
+    pub busy_poll: Duration,
     /// How long clients may take to fetch their last replies.
     pub shutdown_timeout: Duration,
     /// Resolves when the server stops.
@@ -51,21 +61,27 @@ pub struct Shared {
 /// What is given to a worker.
 pub enum Task {
     /// A connection, with its share of the connection limit.
-    Serve(Socket, OwnedSemaphorePermit),
+    Serve(Socket, OwnedSemaphorePermit, Occupied),
     /// What an export does on its own account, until it is retired and closed.
     Keep(Arc<Export>),
 }
 
-/// Starts a worker; it ends when the sender is dropped and its connections have ended.
-pub fn start(number: usize, shared: Arc<Shared>) -> anyhow::Result<mpsc::UnboundedSender<Task>> {
+/// Starts a worker with a ring of its own, if there is one; it ends when the sender is dropped and its
+/// connections have ended.
+pub fn start(
+    name: &str,
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    ring: Option<Ring>,
+) -> anyhow::Result<mpsc::UnboundedSender<Task>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a worker's runtime")?;
     thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .spawn(move || LocalSet::new().block_on(&runtime, work(shared, receiver)))
+        .name(name.to_owned())
+        .spawn(move || LocalSet::new().block_on(&runtime, work(shared, receiver, seat, ring)))
         .context("cannot start a worker thread")?;
     Ok(sender)
 }
@@ -101,26 +117,43 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
     tracing::info!(export = name, counters, "removed");
 }
 
-async fn work(shared: Arc<Shared>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+async fn work(
+    shared: Arc<Shared>,
+    mut tasks: mpsc::UnboundedReceiver<Task>,
+    seat: Arc<Seat>,
+    ring: Option<Ring>,
+) {
+    seat.install();
+    let company = Company::new(seat);
+    if let Some(ring) = ring.map(Rc::new) {
+        ring.install();
+        tokio::task::spawn_local(async {
+            let Err(error) = drive::drive(ring).await;
+            // What it was given would never be answered.
+            tracing::error!(%error, "the ring is broken");
+            std::process::abort();
+        });
+    }
     while let Some(task) = tasks.recv().await {
         let shared = shared.clone();
-        let (socket, permit) = match task {
-            Task::Serve(socket, permit) => (socket, permit),
+        let (socket, permit, place) = match task {
+            Task::Serve(socket, permit, place) => (socket, permit, place),
             Task::Keep(export) => {
                 tokio::task::spawn_local(keep(export, shared));
                 continue;
             }
         };
         let span = tracing::info_span!("client", %socket);
+        let member = company.join();
         let connection = async move {
-            serve(socket, &shared).await;
-            drop(permit);
+            serve(socket, &shared, member).await;
+            drop((permit, place));
         };
         tokio::task::spawn_local(connection.instrument(span));
     }
 }
 
-async fn serve(socket: Socket, shared: &Shared) {
+async fn serve(socket: Socket, shared: &Shared, member: Member) {
     let origin = match &socket {
         Socket::Tcp(_, peer) => Origin::Address(peer.ip()),
         Socket::Unix(_) => Origin::Host,
@@ -128,9 +161,9 @@ async fn serve(socket: Socket, shared: &Shared) {
     };
     let peer = Peer { origin, names: Vec::new() };
     let end = match socket.adopt() {
-        Ok(Stream::Tcp(stream)) => converse(stream, peer, shared).await,
-        Ok(Stream::Unix(stream)) => converse(stream, peer, shared).await,
-        Ok(Stream::Vsock(stream)) => converse(stream, peer, shared).await,
+        Ok(Stream::Tcp(stream)) => converse(stream, peer, shared, member).await,
+        Ok(Stream::Unix(stream)) => converse(stream, peer, shared, member).await,
+        Ok(Stream::Vsock(stream)) => converse(stream, peer, shared, member).await,
         Err(error) => End::Broken(error),
     };
     match end {
@@ -141,7 +174,7 @@ async fn serve(socket: Socket, shared: &Shared) {
 
 /// One connection: negotiate within the time limit, in the clear and then perhaps encrypted,
 /// transmit under watch, close.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shared: &Shared) -> End {
+async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, member: Member) -> End {
     let deadline = Instant::now() + shared.handshake_timeout;
     let tls = shared.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
     let policy = tls.as_ref().map_or(Encryption::Unavailable, |(_, policy)| *policy);
@@ -149,13 +182,22 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shar
     let mut clear = Adapted(stream);
     let negotiation = session::negotiate(&mut clear, &exports, policy);
     let server = match in_time(negotiation, deadline, shared).await {
-        Ok(Negotiated::Export(export, agreed)) => return transmit(clear, export, agreed, shared).await,
+        Ok(Negotiated::Export(export, agreed)) => {
+            let mut direct = Direct::new(clear, member.seat(), shared.busy_poll);
+            let end = transmit(&mut direct, export, agreed, shared, member).await;
+            close(direct.into_inner(), &end).await;
+            return end;
+        }
         Ok(Negotiated::StartTls(server)) => server,
         Err(end) => return end,
     };
     let (upgrader, _) = tls.expect("STARTTLS is agreed on only where there is TLS");
     match in_time(secure(clear.0, server, &upgrader, peer, shared), deadline, shared).await {
-        Ok((encrypted, export, agreed)) => transmit(encrypted, export, agreed, shared).await,
+        Ok((mut encrypted, export, agreed)) => {
+            let end = transmit(&mut encrypted, export, agreed, shared, member).await;
+            close(encrypted.0, &end).await;
+            end
+        }
         Err(end) => end,
     }
 }
@@ -197,18 +239,37 @@ async fn in_time<T>(
     }
 }
 
-/// The rest of a connection after its negotiation.
-async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: Adapted<S>,
+/// The most general stream, an encrypted one.
+impl<S: AsyncRead + AsyncWrite + Unpin> session::Stream for Adapted<S> {}
+
+impl<S: Plain> session::Stream for Direct<S> {
+    fn lends(&self) -> bool {
+        self.sends_files()
+    }
+
+    fn poll_lend(&mut self, cx: &mut Cx<'_>, loan: &Loan, from: usize) -> Poll<io::Result<usize>> {
+        self.poll_send_file(cx, &loan.file, loan.at + from as u64, loan.len - from)
+    }
+
+    fn expect(&mut self, soon: bool) {
+        Direct::expect(self, soon);
+    }
+}
+
+/// The rest of a connection after its negotiation, but for its goodbye.
+async fn transmit<S: session::Stream>(
+    stream: &mut S,
     export: Arc<Export>,
     agreed: Agreed,
     shared: &Shared,
+    mut member: Member,
 ) -> End {
     let Some(visit) = export.visit() else {
         tracing::warn!(export = export.name(), "too many connections to the export: closing this one");
         return End::Stopped;
     };
     tracing::debug!(export = export.name(), ?agreed, "transmission begins");
+    member.choose(&export);
 
     let progress = Rc::new(Progress::default());
     let (give_up, gave_up) = oneshot::channel();
@@ -226,14 +287,13 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     )
     .map(|either| either.factor_first().0);
     let memory = shared.memory.clone();
-    let transmission = session::transmit(&mut stream, export, agreed, memory, stop, progress.clone());
+    let transmission = session::transmit(stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
         end = transmission => end,
         never = watch(&progress, shared, give_up) => match never {},
     };
     // Nothing of the export is held while the last bytes of its client are waited for.
     drop(visit);
-    close(stream.0, &end).await;
     end
 }
 

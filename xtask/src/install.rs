@@ -22,8 +22,17 @@ const DEMO: &[&str] =
 /// What makes, checks and mounts file systems.
 const HOST: &[&str] = &["e2fsprogs", "xfsprogs", "kmod", "mount"];
 /// The real clients and servers the tests set against ours.
-const PEERS: &[&str] =
-    &["qemu-utils", "nbdkit", "libnbd-bin", "python3-libnbd", "nbd-client", "nbd-server", "fio", "strace"];
+const PEERS: &[&str] = &[
+    "qemu-utils",
+    "nbdkit",
+    "libnbd-bin",
+    "python3-libnbd",
+    "nbd-client",
+    "nbd-server",
+    "fio",
+    "strace",
+    "valgrind",
+];
 
 /// `cargo xtask install`
 pub(crate) fn run(_: &Args) -> Result<()> {

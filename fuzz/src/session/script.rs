@@ -42,6 +42,8 @@ impl Script {
     }
 }
 
+impl nbd_server::session::Stream for Script {}
+
 impl AsyncRead for Script {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         // The session asks again whenever it has said something.

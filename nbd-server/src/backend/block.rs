@@ -6,10 +6,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use common::command::{Fua, Hole, Speed, Zeroing};
 
-use super::Access;
-use super::storage::{Storage, punch};
+use super::direct::Direct;
+use super::space::punch;
+use super::storage::Storage;
+use super::{Access, Opened};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Piece, Shape, Support};
+use crate::device::{Backend, Loan, Piece, Shape, Support};
 use crate::engine::{Pool, ioctl};
 
 /// Serves a block device.
@@ -20,9 +22,11 @@ pub struct BlockBackend {
 }
 
 impl BlockBackend {
-    /// Serves `device`, which is open for what `access` says.
-    pub fn new(mut device: File, access: Access, pool: Pool) -> io::Result<BlockBackend> {
+    /// Serves `device`, which was opened so.
+    pub fn new(mut device: File, opened: Opened, pool: Pool) -> io::Result<BlockBackend> {
+        let Opened { access, direct } = opened;
         let size = device.seek(SeekFrom::End(0))?;
+        let direct = direct.then(|| Direct::new(&device, size)).transpose()?;
         let queue = Queue::of(&device)?;
         let sector = queue.number("logical_block_size").unwrap_or(512).max(512);
         let physical = queue.number("physical_block_size").unwrap_or(4096);
@@ -36,7 +40,7 @@ impl BlockBackend {
             rotational: queue.number("rotational") == Some(1),
             ..Shape::capable(size)
         };
-        Ok(BlockBackend { storage: Storage::new(device, pool), shape, sector })
+        Ok(BlockBackend { storage: Storage::new(device, direct, pool), shape, sector })
     }
 }
 
@@ -62,7 +66,9 @@ impl Backend for BlockBackend {
     }
 
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
-        let Some(sectors) = Sectors::inside(at, len, self.sector) else {
+        let by_parts = self.storage.direct.as_ref().is_some_and(|direct| !direct.is_whole(at, len));
+        let sectors = Sectors::inside(at, len, self.sector).filter(|_| !by_parts);
+        let Some(sectors) = sectors else {
             return Err(io::ErrorKind::Unsupported.into());
         };
         self.storage
@@ -86,6 +92,10 @@ impl Backend for BlockBackend {
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         let Some(sectors) = Sectors::inside(at, len, self.sector) else { return Ok(()) };
         self.storage.run(move |device| ioctl::discard(device, sectors.at, sectors.len)).await
+    }
+
+    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
+        self.storage.lend(at, len)
     }
 
     async fn cache(&self, at: u64, len: u64) -> io::Result<()> {

@@ -5,10 +5,12 @@ use std::io;
 
 use common::command::{Fua, Hole, Zeroing};
 
-use super::Access;
-use super::storage::{Storage, extents, punch, zero_range};
+use super::direct::Direct;
+use super::space::{extents, is_full, punch, zero_range};
+use super::storage::Storage;
+use super::{Access, Opened};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Content, Extent, Piece, Shape, Support};
+use crate::device::{Backend, Content, Extent, Loan, Piece, Shape, Support};
 use crate::engine::Pool;
 
 /// Serves a regular file, to its last byte.
@@ -18,16 +20,18 @@ pub struct FileBackend {
 }
 
 impl FileBackend {
-    /// Serves `file`, which is open for what `access` says.
-    pub fn new(file: File, access: Access, pool: Pool) -> io::Result<FileBackend> {
+    /// Serves `file`, which was opened so.
+    pub fn new(file: File, opened: Opened, pool: Pool) -> io::Result<FileBackend> {
+        let Opened { access, direct } = opened;
         let size = file.metadata()?.len();
+        let direct = direct.then(|| Direct::new(&file, size)).transpose()?;
         let shape = Shape {
             read_only: access == Access::ReadOnly,
             trim: if access == Access::ReadWrite { probe_punch(&file, size) } else { Support::Emulate },
             sparse: Support::Native,
             ..Shape::capable(size)
         };
-        Ok(FileBackend { storage: Storage::new(file, pool), shape })
+        Ok(FileBackend { storage: Storage::new(file, direct, pool), shape })
     }
 }
 
@@ -53,6 +57,9 @@ impl Backend for FileBackend {
     }
 
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
+        if self.storage.direct.as_ref().is_some_and(|direct| !direct.is_whole(at, len)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.storage
             .run(move |file| match how.hole {
                 Hole::Allowed => punch(file, at, len).or_else(|error| match error.kind() {
@@ -65,14 +72,20 @@ impl Backend for FileBackend {
     }
 
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
+        let inside = self.storage.direct.as_ref().map_or(Some((at, len)), |direct| direct.inside(at, len));
+        let Some((at, len)) = inside else { return Ok(()) };
         self.storage.run(move |file| punch(file, at, len)).await
     }
 
     async fn extents(&self, at: u64, len: u64) -> io::Result<Vec<Extent>> {
-        if self.storage.is_full()? {
+        if is_full(self.storage.file())? {
             return Ok(vec![Extent { len, content: Content::Data }]);
         }
         self.storage.run(move |file| extents(file, at, len)).await
+    }
+
+    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
+        self.storage.lend(at, len)
     }
 
     async fn cache(&self, at: u64, len: u64) -> io::Result<()> {

@@ -1,79 +1,190 @@
-//! What files and block devices share: reading, writing, syncing and punching one descriptor.
+//! What files and block devices share: how their descriptor is read, written and synced.
+//!
+//! | what | how |
+//! |---|---|
+//! | reads of what is cached | where the request is |
+//! | other reads; everything around the page cache | by the worker's ring, else on the pool |
+//! | buffered writes | where the request is, if its worker [may wait](seat); else in the file's [`Lane`] |
+//! | long ones, syncs, and writes that are durable by themselves | on the pool |
+//! | anything that lies in memory | where the request is, unless it is long |
 
 use std::fs::File;
-use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use common::command::Fua;
-use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
-use rustix::fs::SeekFrom;
-use rustix::io::{Errno, ReadWriteFlags};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::calls::{read_rest, write_durably, write_gathered};
+use super::direct::Direct;
 use crate::buf::IoBuf;
-use crate::device::{Content, EXTENTS_MAX, Extent, Piece, push_extent, read_failure, sync_failure};
-use crate::engine::{Pool, inline};
+use crate::device::{Loan, Piece, read_failure};
+use crate::engine::{Lane, Pool, Ring, inline, ring, seat};
 
+/// Shortest range that is lent.
+const LEND_MIN: usize = 64 << 10;
 /// Bytes that are read ahead at most for one request: what a client then reads in a few of them.
 const AHEAD_MAX: i64 = 64 << 20;
 /// Bytes that are read ahead at a time: the kernel's usual window (`read_ahead_kb`).
 const AHEAD_PIECE: usize = 128 << 10;
-/// Unit of a file's blocks in its metadata (`st_blocks`).
-const BLOCK: u64 = 512;
-/// Slices the kernel takes at a time (`UIO_MAXIOV`).
-const SLICES_MAX: usize = 1024;
+/// A buffered write that takes longer has waited for the disk.
+const QUICK: Duration = Duration::from_millis(1);
+/// After one that did, so many go to a thread.
+const SLOW_FOR: u32 = 256;
 
 /// An open descriptor and the engine that drives it.
 pub(super) struct Storage {
     file: Arc<File>,
     pool: Pool,
+    lane: Lane,
+    /// Where it is reached around the page cache.
+    pub(super) direct: Option<Direct>,
     /// Nothing done to it waits for a disk.
     in_memory: bool,
+    /// See [`Loan`].
+    lending_failed: Arc<AtomicBool>,
+    /// For so many writes more it is held to be slow.
+    slow: AtomicU32,
 }
 
 impl Storage {
-    pub(super) fn new(file: File, pool: Pool) -> Storage {
-        let in_memory = inline::is_in_memory(&file);
-        Storage { file: Arc::new(file), pool, in_memory }
+    pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> Storage {
+        let in_memory = direct.is_none() && inline::is_in_memory(&file);
+        let file = Arc::new(file);
+        let lane = Lane::new(file.clone(), pool.clone());
+        let (lending_failed, slow) = (Arc::default(), AtomicU32::new(0));
+        Storage { file, pool, lane, direct, in_memory, lending_failed, slow }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     pub(super) async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
-        let mut done = 0;
-        if self.in_memory && buf.len() <= inline::COPY_MAX {
-            read_on(&self.file, &mut buf, 0, at)?;
+        if let Some(direct) = &self.direct {
+            return match direct.is_whole(at, buf.len() as u64) {
+                true => self.read_waiting(at, buf, 0).await,
+                false => direct.read_parts(self, at, buf).await,
+            };
+        }
+        if buf.len() > inline::COPY_MAX {
+            return self.read_waiting(at, buf, 0).await;
+        }
+        if self.in_memory {
+            read_rest(&self.file, &mut buf, 0, at)?;
             return Ok(buf);
         }
-        if buf.len() <= inline::COPY_MAX {
-            done = inline::read_cached(&self.file, &mut buf, at)?;
+        match inline::read_cached(&self.file, &mut buf, at)? {
+            done if done == buf.len() => Ok(buf),
+            done => self.read_waiting(at, buf, done).await,
         }
-        if done == buf.len() {
-            return Ok(buf);
+    }
+
+    /// Reads the rest of a buffer of which `done` bytes are read.
+    pub(super) async fn read_waiting(&self, at: u64, mut buf: IoBuf, mut done: usize) -> io::Result<IoBuf> {
+        let Some(ring) = self.ring_for(buf.len()) else {
+            return self.run(move |file| read_rest(file, &mut buf, done, at).map(|()| buf)).await;
+        };
+        while done < buf.len() {
+            let (place, read);
+            place = at + done as u64;
+            (read, buf) = ring.read(self.file.clone(), buf, done, place).await;
+            match read {
+                Ok(0) => return Err(read_failure(place, io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(read_failure(place, error)),
+            }
         }
-        self.run(move |file| {
-            read_on(file, &mut buf, done, at)?;
-            Ok(buf)
-        })
-        .await
+        Ok(buf)
     }
 
     pub(super) async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        let len = data.len();
-        let write = move |file: &File| match fua {
-            Fua::No => file.write_all_at(&data, at),
-            Fua::Yes => write_durably(file, &data, at),
-        };
-        if self.in_memory && len <= inline::COPY_MAX { write(&self.file) } else { self.run(write).await }
+        if let Some(direct) = &self.direct
+            && !direct.is_whole(at, data.len() as u64)
+        {
+            return direct.write_parts(self, at, &data, fua).await;
+        }
+        let is_plain = fua == Fua::No && self.direct.is_none() && data.len() <= inline::COPY_MAX;
+        if !is_plain {
+            return self.write_waiting(at, data, fua).await;
+        }
+        if self.in_memory {
+            return self.file.write_all_at(&data, at);
+        }
+        match seat::take() {
+            Some(seat) if self.is_quick() => self.judge(seat.run(|| self.file.write_all_at(&data, at))),
+            _ => self.lane.write(at, data).await,
+        }
     }
 
-    /// Whether the file has as many blocks as its size takes: holes can hardly be found then, and
-    /// are not looked for.
-    pub(super) fn is_full(&self) -> io::Result<bool> {
-        let metadata = self.file.metadata()?;
-        Ok(metadata.blocks() * BLOCK >= metadata.len())
+    /// Writes what nobody else shall wait for.
+    pub(super) async fn write_waiting(&self, at: u64, mut data: IoBuf, fua: Fua) -> io::Result<()> {
+        // A sync takes so long that a thread for it costs nothing, and it knows which half failed.
+        if fua == Fua::Yes {
+            return self.run(move |file| write_durably(file, &data, at)).await;
+        }
+        // Buffered writes exclude each other in the kernel, whoever makes them.
+        let ring = self.direct.as_ref().and_then(|_| self.ring_for(data.len()));
+        let Some(ring) = ring else {
+            return self.run(move |file| file.write_all_at(&data, at)).await;
+        };
+        let mut done = 0;
+        while done < data.len() {
+            let written;
+            (written, data) = ring.write(self.file.clone(), data, done, at + done as u64).await;
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => done += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The ring of this worker, if it shall move so many bytes: what is cached it moves at once, and to
+    /// copy much would hold up the others.
+    fn ring_for(&self, len: usize) -> Option<Rc<Ring>> {
+        let copies_much = self.direct.is_none() && len > inline::COPY_MAX;
+        if self.in_memory || copies_much { None } else { ring::current() }
+    }
+
+    /// Whether the last writes did not wait for anything.
+    fn is_quick(&self) -> bool {
+        let slow = self.slow.load(Relaxed);
+        self.slow.store(slow.saturating_sub(1), Relaxed);
+        slow == 0
+    }
+
+    /// Notes how long a write took.
+    fn judge<T>(&self, (done, took): (T, Duration)) -> T {
+        if took > QUICK {
+            self.slow.store(SLOW_FOR, Relaxed);
+        }
+        done
+    }
+
+    /// The range for others to send, if it is long enough for that to be cheaper than to copy it, and is
+    /// all in memory.
+    pub(super) fn lend(&self, at: u64, len: usize) -> Option<Loan> {
+        if len < LEND_MIN || self.direct.is_some() || self.lending_failed.load(Relaxed) {
+            return None;
+        }
+        let is_here = self.in_memory || inline::is_cached(&self.file, at, len);
+        let (file, failed) = (self.file.clone(), self.lending_failed.clone());
+        is_here.then_some(Loan { file, at, len, failed })
     }
 
     /// Has the kernel read the range ahead.
     pub(super) async fn cache(&self, at: u64, len: u64) -> io::Result<()> {
+        if self.direct.is_some() {
+            return Ok(());
+        }
         let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
         let (at, len) = (signed(at)?, signed(len)?);
         self.run(move |file| {
@@ -87,6 +198,13 @@ impl Storage {
     }
 
     pub(super) async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
+        if self.direct.is_some() {
+            // Parts of a piece need not be whole blocks, and it need not be in whole ones.
+            for piece in pieces {
+                self.write(piece.at, piece.gather(), Fua::No).await?;
+            }
+            return Ok(());
+        }
         self.run(move |file| {
             // Each is let go of as soon as it is written.
             pieces.into_iter().try_for_each(|piece| write_gathered(file, &piece))
@@ -105,121 +223,5 @@ impl Storage {
     ) -> io::Result<T> {
         let file = self.file.clone();
         self.pool.run(move || job(&file)).await
-    }
-}
-
-/// Writes the parts of a piece one after the other.
-fn write_gathered(file: &File, piece: &Piece) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = piece.parts.iter().map(|part| IoSlice::new(part)).collect();
-    let (mut rest, mut at) = (&mut slices[..], piece.at);
-    while !rest.is_empty() {
-        let some = &rest[..rest.len().min(SLICES_MAX)];
-        match rustix::io::pwritev(file, some, at) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                IoSlice::advance_slices(&mut rest, written);
-                at += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Writes with RWF_DSYNC, which syncs this range and no other.
-///
-/// The call writes, then syncs, and tells of one error. Which half failed matters: a failed sync
-/// has consumed the kernel's only report of lost writes, also of earlier ones. Only a full disk is
-/// known to be the write's own fault, and only if it refuses the plain write too: a sync can also
-/// run out of space, and a file system that aborts after a failed sync refuses every write.
-fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < data.len() {
-        let rest = [IoSlice::new(&data[done..])];
-        match rustix::io::pwritev2(file, &rest, at + done as u64, ReadWriteFlags::DSYNC) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => done += written,
-            Err(Errno::INTR) => {}
-            Err(error) => {
-                let again = file.write_all_at(&data[done..], at + done as u64);
-                let full = again.is_err_and(|again| is_full(&again)) && is_full(&error.into());
-                return Err(if full { error.into() } else { sync_failure(error.into()) });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads the rest of a buffer whose first `done` bytes are read; it belongs to byte `at`.
-fn read_on(file: &File, buf: &mut [u8], mut done: usize, at: u64) -> io::Result<()> {
-    while done < buf.len() {
-        let place = at + done as u64;
-        match file.read_at(&mut buf[done..], place) {
-            Ok(0) => return Err(read_failure(place, io::ErrorKind::UnexpectedEof.into())),
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(read_failure(place, error)),
-        }
-    }
-    Ok(())
-}
-
-/// What the range is made of, as the file system tells.
-pub(super) fn extents(file: &File, at: u64, len: u64) -> io::Result<Vec<Extent>> {
-    let end = at + len;
-    let (mut extents, mut place) = (Vec::new(), at);
-    while place < end && extents.len() < EXTENTS_MAX {
-        // A file system that cannot tell says that all is data.
-        let data = seek(file, SeekFrom::Data(place))?.unwrap_or(end).min(end);
-        push_extent(&mut extents, Content::Hole, data - place);
-        if data < end {
-            place = seek(file, SeekFrom::Hole(data))?.unwrap_or(end).min(end);
-            push_extent(&mut extents, Content::Data, place - data);
-        } else {
-            place = end;
-        }
-    }
-    Ok(extents)
-}
-
-/// Where the next data or hole is; nothing if there is none. The descriptor's position means
-/// nothing to anybody.
-fn seek(file: &File, to: SeekFrom) -> io::Result<Option<u64>> {
-    match rustix::fs::seek(file, to) {
-        Ok(place) => Ok(Some(place)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Whether there was no room for a write.
-fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
-
-/// Gives the range's space back; it reads as zero.
-pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
-    reshape(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
-}
-
-/// Makes the range read as zero and keeps it allocated.
-pub(super) fn zero_range(file: &File, at: u64, len: u64) -> io::Result<()> {
-    reshape(file, FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len)
-}
-
-fn reshape(file: &File, flags: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
-    let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
-    let (at, len) = (signed(at)?, signed(len)?);
-    loop {
-        match fallocate(file, flags, at, len) {
-            Ok(()) => return Ok(()),
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            Err(error) => return Err(error.into()),
-        }
     }
 }

@@ -15,6 +15,7 @@ use toml::Spanned;
 use super::{Definition, Globals, Plan, definition, globals, tls};
 use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::confine::Sandbox;
+use crate::engine::Engine;
 use crate::export::Admission;
 
 /// The file as it is written.
@@ -34,6 +35,9 @@ struct File {
     sandbox: Sandbox,
     #[serde(default)]
     directories: Vec<PathBuf>,
+    #[serde(default)]
+    engine: Engine,
+    busy_poll: Option<u64>,
     workers: Option<NonZeroUsize>,
     max_connections: Option<NonZeroUsize>,
     max_memory: Option<Size>,
@@ -66,6 +70,8 @@ struct Table {
     size: Option<Size>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    direct: bool,
     dirty_max: Option<Size>,
     dirty_age: Option<Seconds>,
     early_ack_max: Option<Size>,
@@ -150,6 +156,8 @@ fn serve(file: &File) -> Serve {
     serve.state_dir.clone_from(&file.state_dir);
     serve.user.clone_from(&file.user);
     serve.sandbox = file.sandbox;
+    serve.engine = file.engine;
+    serve.busy_poll = file.busy_poll.unwrap_or(serve.busy_poll);
     serve.workers = file.workers;
     serve.max_connections = file.max_connections.unwrap_or(serve.max_connections);
     serve.max_memory = file.max_memory.as_ref().map_or(serve.max_memory, |size| size.0);
@@ -167,6 +175,7 @@ fn serve(file: &File) -> Serve {
 fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
     let mut own = serve.clone();
     own.read_only = table.read_only;
+    own.direct = table.direct;
     if let Some(mode) = &table.durability {
         own.durability = mode.parse().map_err(|error: String| anyhow!(error))?;
     }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::Definition;
-use crate::backend::Access;
 use crate::backend::block::BlockBackend;
 use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
 use crate::backend::null::NullBackend;
+use crate::backend::{Access, Opened as How};
 use crate::cli::parse_size;
 use crate::device::{Device, layered, leaf};
 use crate::durability::epoch::Ledger;
@@ -46,8 +46,8 @@ impl Opener<'_> {
 
     /// Opens and locks an export.
     pub(super) fn export(&self, definition: &Definition) -> anyhow::Result<Arc<Export>> {
-        let Definition { name, serve, size, access, mode, limits, text, admission } = definition;
-        let (mut storage, ledger) = self.open(serve, *access)?;
+        let Definition { name, serve, size, access, direct, mode, limits, text, admission } = definition;
+        let (mut storage, ledger) = self.open(serve, How { access: *access, direct: *direct })?;
         if let Some(size) = *size {
             let has = storage.shape().size;
             ensure!(size <= has, "{serve} has {has} bytes, fewer than the {size} that are to be served");
@@ -58,7 +58,7 @@ impl Opener<'_> {
         Ok(Arc::new(export))
     }
 
-    fn open(&self, spec: &str, access: Access) -> anyhow::Result<Opened> {
+    fn open(&self, spec: &str, how: How) -> anyhow::Result<Opened> {
         if let Some(size) = spec.strip_prefix("memory:") {
             let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
             return Ok((leaf(memory), ledger::volatile()));
@@ -66,19 +66,19 @@ impl Opener<'_> {
         if let Some(size) = spec.strip_prefix("null:") {
             return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), ledger::nothing_to_lose()));
         }
-        self.open_path(Path::new(spec), access)
+        self.open_path(Path::new(spec), how)
     }
 
-    fn open_path(&self, path: &Path, access: Access) -> anyhow::Result<Opened> {
-        let (shown, kind) = (path.display(), kind_of(path)?);
+    fn open_path(&self, path: &Path, how: How) -> anyhow::Result<Opened> {
+        let (shown, kind, access) = (path.display(), kind_of(path)?, how.access);
 
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
-        if kind.is_block_device() && access == Access::ReadWrite {
-            // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
-            options.custom_flags(nix::libc::O_EXCL);
-        }
-        let file = options.open(path).map_err(|error| explain_open(path, access, &error))?;
+        // On a block device O_EXCL means: not while it is mounted or otherwise claimed.
+        let claim = kind.is_block_device() && access == Access::ReadWrite;
+        let flag = |set: bool, flag| if set { flag } else { 0 };
+        options.custom_flags(flag(claim, nix::libc::O_EXCL) | flag(how.direct, nix::libc::O_DIRECT));
+        let file = options.open(path).map_err(|error| explain_open(path, how, &error))?;
         let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
         lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
         let ledger = match access {
@@ -88,9 +88,9 @@ impl Opener<'_> {
             Access::ReadOnly => ledger::nothing_to_lose(),
         };
         let device = if kind.is_block_device() {
-            leaf(BlockBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+            leaf(BlockBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
         } else {
-            leaf(FileBackend::new(file, access, self.pool.clone()).context(format!("{shown}"))?)
+            leaf(FileBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
         };
         Ok((device, ledger))
     }
@@ -138,13 +138,16 @@ fn typed_size(spec: &str, size: &str) -> anyhow::Result<u64> {
     Ok(size)
 }
 
-fn explain_open(path: &Path, access: Access, error: &io::Error) -> anyhow::Error {
+fn explain_open(path: &Path, how: How, error: &io::Error) -> anyhow::Error {
     let shown = path.display();
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            if access == Access::ReadWrite =>
+            if how.access == Access::ReadWrite =>
         {
             anyhow::anyhow!("cannot open {shown} for writing: {error}; --read-only serves it without")
+        }
+        io::ErrorKind::InvalidInput if how.direct => {
+            anyhow::anyhow!("{shown} is on a file system without direct I/O; leave out --direct")
         }
         io::ErrorKind::ResourceBusy => anyhow::anyhow!(
             "{shown} is in use (mounted, or part of another device); serving it for writing would corrupt it"

@@ -24,6 +24,8 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
+    libc::SYS_sendfile,
+    451, // cachestat
     libc::SYS_lseek,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -32,6 +34,8 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_fadvise64,
     libc::SYS_flock,
+    // Rings that there are, which read and write only.
+    libc::SYS_io_uring_enter,
     // Files: of which, landlock says.
     libc::SYS_openat,
     libc::SYS_close,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use common::command::{Fua, Zeroing};
 use futures::FutureExt;
 
-use super::{Background, Clock, Device, Extent, Health, Io, Layer, Piece, Shape};
+use super::{Background, Clock, Device, Extent, Health, Io, Layer, Loan, Piece, Shape};
 use crate::buf::IoBuf;
 
 pub(super) struct Layered {
@@ -45,6 +45,10 @@ impl Device for Layered {
 
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
         self.layer.extents(&*self.below, at, len)
+    }
+
+    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
+        self.layer.lend(&*self.below, at, len)
     }
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use common::command::{Fua, Speed, Zeroing};
 
 use super::{
-    Backend, Background, Clock, Content, Device, Extent, Health, Io, Piece, Shape, Support, sync_failure,
+    Backend, Background, Clock, Content, Device, Extent, Health, Io, Loan, Piece, Shape, Support,
+    sync_failure,
 };
 use crate::buf::IoBuf;
 
@@ -87,6 +88,10 @@ impl<B: Backend> Device for Leaf<B> {
             return Box::pin(self.0.extents(at, len));
         }
         Box::pin(std::future::ready(Ok(vec![Extent { len, content: Content::Data }])))
+    }
+
+    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
+        self.0.lend(at, len)
     }
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {

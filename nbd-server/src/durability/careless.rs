@@ -6,7 +6,7 @@ use common::command::{Fua, Zeroing};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
-use crate::device::{Device, Io, Layer};
+use crate::device::{Device, Io, Layer, Loan};
 
 /// Promises nothing.
 pub(super) struct Careless {
@@ -41,5 +41,9 @@ impl Layer for Careless {
 
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, _fua: Fua) -> Io<'a, ()> {
         Box::pin(self.count(len, below.trim(at, len, Fua::No)))
+    }
+
+    fn lend(&self, below: &dyn Device, at: u64, len: usize) -> Option<Loan> {
+        below.lend(at, len)
     }
 }

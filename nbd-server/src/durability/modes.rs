@@ -22,7 +22,7 @@ use super::stable::Stable;
 use super::syncs::Syncs;
 use super::{Mode, gate};
 use crate::buf::IoBuf;
-use crate::device::{Background, Clock, Device, Extent, Health, Io, Layer, layered};
+use crate::device::{Background, Clock, Device, Extent, Health, Io, Layer, Loan, layered};
 
 /// How long an export must be quiet and stable before that is put on record: long enough that a
 /// busy file system does not pay for it.
@@ -234,5 +234,9 @@ impl Layer for Arc<Durability> {
     fn background<'a>(&'a self, _: &'a dyn Device, clock: Rc<dyn Clock>) -> Background<'a> {
         let writer = self.early_ack.background(clock.clone());
         Box::pin(futures::future::join(writer, self.rest_when_quiet(clock)).map(|((), ())| ()))
+    }
+
+    fn lend(&self, _: &dyn Device, at: u64, len: usize) -> Option<Loan> {
+        self.in_mode(self.mode()).lend(at, len)
     }
 }

@@ -7,7 +7,7 @@ use common::command::{Fua, Zeroing};
 
 use super::syncs::Syncs;
 use crate::buf::IoBuf;
-use crate::device::{Device, Health, Io, Layer, Piece, Support};
+use crate::device::{Device, Health, Io, Layer, Loan, Piece, Support};
 
 /// Makes writes durable when asked: by every request (`writethrough`) or by FLUSH and FUA.
 pub(super) struct Stable {
@@ -88,5 +88,9 @@ impl Layer for Stable {
             trimmed?;
             self.settle(below, self.raise(fua)).await
         })
+    }
+
+    fn lend(&self, below: &dyn Device, at: u64, len: usize) -> Option<Loan> {
+        below.lend(at, len)
     }
 }

@@ -52,12 +52,16 @@ impl Pool {
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let (sender, receiver) = oneshot::channel();
-        let job = Box::new(move || {
+        self.begin(move || {
             let _nobody_may_wait = sender.send(job());
         });
-        self.shared.lock().jobs.push_back(job);
-        self.shared.ready.notify_one();
         receiver.await.unwrap_or_else(|_| Err(io::Error::other("an I/O thread panicked")))
+    }
+
+    /// Runs `job` on some thread, in the order in which this was called.
+    pub fn begin(&self, job: impl FnOnce() + Send + 'static) {
+        self.shared.lock().jobs.push_back(Box::new(job));
+        self.shared.ready.notify_one();
     }
 
     /// Lets the threads finish every job that was given and end.

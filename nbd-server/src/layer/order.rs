@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use common::command::{Fua, Zeroing};
 
 use crate::buf::IoBuf;
-use crate::device::{Device, Io, Layer};
+use crate::device::{Device, Io, Layer, Loan};
 
 /// The line of write-class requests of one export.
 #[derive(Default)]
@@ -116,5 +116,9 @@ impl Layer for Order {
     fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
         let ticket = self.stand(at, len);
         Order::in_turn(ticket, below.trim(at, len, fua))
+    }
+
+    fn lend(&self, below: &dyn Device, at: u64, len: usize) -> Option<Loan> {
+        below.lend(at, len)
     }
 }

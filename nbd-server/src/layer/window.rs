@@ -1,6 +1,6 @@
 //! The beginning of a device as a device of its own.
 
-use crate::device::{Layer, Shape};
+use crate::device::{Device, Layer, Loan, Shape};
 
 /// Shows the first bytes of what is below, and no more.
 pub struct Window {
@@ -12,5 +12,9 @@ impl Layer for Window {
     // Requests are held to the shape before they come here.
     fn shape(&self, below: Shape) -> Shape {
         Shape { size: self.size.min(below.size), ..below }
+    }
+
+    fn lend(&self, below: &dyn Device, at: u64, len: usize) -> Option<Loan> {
+        below.lend(at, len)
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Around {
     /// The metadata contexts that its connection selected.
     pub(super) contexts: Rc<[Context]>,
     pub(super) pool: Arc<Pool>,
+    /// Whether its stream takes data that is lent.
+    pub(super) lends: bool,
 }
 
 /// Runs the request and answers it, whatever happens.

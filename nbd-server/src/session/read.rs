@@ -6,7 +6,7 @@ use common::command::{Chunks, Span};
 
 use super::execute::Around;
 use super::replies::{Body, Part};
-use crate::buf::IoBuf;
+use super::reply::Data;
 use crate::device::{Content, Extent, Support, push_extent};
 
 /// Shortest hole that is told, and shortest read that looks for holes: to send fewer zeroes costs
@@ -17,7 +17,7 @@ const HOLE_MIN: u64 = 32 << 10;
 pub(super) async fn read(span: Span, chunks: Chunks, around: &Around) -> io::Result<Body> {
     let device = around.export.device();
     if chunks == Chunks::One || span.len < HOLE_MIN || device.shape().sparse == Support::Emulate {
-        return Ok(Body::Data(span.at, data(span.at, span.len, around).await?));
+        return Ok(Body::Data(span.at, read_all(span.at, span.len, around).await?));
     }
     // Not to know the holes is no reason not to read.
     let extents = device.extents(span.at, span.len).await.unwrap_or_default();
@@ -25,16 +25,21 @@ pub(super) async fn read(span: Span, chunks: Chunks, around: &Around) -> io::Res
     for Extent { len, content } in worth_telling(&extents, span.len) {
         parts.push(match content {
             Content::Hole => Part::Hole(at, u32::try_from(len).expect("a READ is bounded")),
-            Content::Data => Part::Data(at, data(at, len, around).await?),
+            Content::Data => Part::Data(at, read_all(at, len, around).await?),
         });
         at += len;
     }
     Ok(Body::Parts(parts))
 }
 
-async fn data(at: u64, len: u64, around: &Around) -> io::Result<IoBuf> {
-    let buf = around.pool.take(usize::try_from(len).expect("a READ is bounded"));
-    around.export.device().read(at, buf).await
+async fn read_all(at: u64, len: u64, around: &Around) -> io::Result<Data> {
+    let (device, len) = (around.export.device(), usize::try_from(len).expect("a READ is bounded"));
+    if around.lends
+        && let Some(loan) = device.lend(at, len)
+    {
+        return Ok(Data::Lent(loan));
+    }
+    Ok(Data::Held(device.read(at, around.pool.take(len)).await?))
 }
 
 /// All of a range: short holes, and what the extents do not reach, count as data.

@@ -5,19 +5,18 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use common::handshake::context::ReplyStyle;
-use common::proto::{ChunkFlags, ChunkType, EXTENDED_HEADER_LEN, WireError};
+use common::proto::{ChunkFlags, ChunkType, WireError};
 use common::reply::{
     ChunkHeader, Extent, SimpleReply, put_error, put_error_offset, put_extents, put_extents_extended,
 };
-use futures::io::AsyncWrite;
 
-use crate::buf::{Grant, IoBuf};
-
-/// Replies gathered into one `sendmsg`; each is one or two slices and the kernel takes 1024.
-const GATHER_MAX: usize = 256;
+use super::reply::{Data, Head, Hold, Reply, gather};
+use super::stream::Stream;
+use crate::buf::Grant;
 
 /// The replies of one connection that are ready and not yet sent.
 #[derive(Default)]
@@ -35,28 +34,12 @@ pub(super) struct Replies {
     discarding: Cell<bool>,
 }
 
-/// A reply, or one chunk of it.
-struct Reply {
-    head: Head,
-    data: Option<IoBuf>,
-    /// With the last chunk.
-    hold: Option<Hold>,
-}
-
-/// What comes before the data of a READ, or instead of it.
-enum Head {
-    /// Few bytes, of this number.
-    Short([u8; SHORT_MAX], usize),
-    /// Many.
-    Long(Vec<u8>),
-}
-
 /// What goes into the answer of a request that succeeded.
 pub(super) enum Body {
     /// That it did.
     Nothing,
     /// What a READ read in one piece, and from where.
-    Data(u64, IoBuf),
+    Data(u64, Data),
     /// What a READ read in chunks, without gaps; none if it was to read nothing.
     Parts(Vec<Part>),
     /// What each selected context says, by its id.
@@ -66,17 +49,9 @@ pub(super) enum Body {
 /// A part of what was read.
 pub(super) enum Part {
     /// Its place and its bytes.
-    Data(u64, IoBuf),
+    Data(u64, Data),
     /// Its place and how many zeroes there are.
     Hole(u64, u32),
-}
-
-/// Bytes of the longest header, an offset and a length.
-const SHORT_MAX: usize = EXTENDED_HEADER_LEN + 8 + 4;
-
-/// A request's share of the connection's limits, given back when its reply is sent.
-struct Hold {
-    grant: Grant,
 }
 
 /// The right to answer one request. It cannot be forgotten: dropped unused, it answers EIO.
@@ -92,20 +67,20 @@ impl Ticket {
     /// Answers: success.
     pub(super) fn succeed(mut self, body: Body) {
         match body {
-            Body::Data(_, data) if self.style == ReplyStyle::Simple => self.simple(WireError::OK, Some(data)),
+            Body::Data(_, data) if self.style == ReplyStyle::Simple => self.simple(WireError::OK, data),
             Body::Data(at, data) => self.data(ChunkFlags::DONE, at, data),
             // A READ must have chunks where they are agreed on, even one of nothing; other commands
             // "MAY use either", and extended headers leave no choice.
             Body::Parts(parts) if parts.is_empty() && self.style == ReplyStyle::Simple => {
-                self.simple(WireError::OK, None);
+                self.simple(WireError::OK, Data::None);
             }
             Body::Parts(parts) if parts.is_empty() => {
-                self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None);
+                self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], Data::None);
             }
             Body::Parts(parts) => self.parts(parts),
             Body::Extents(extents) => self.extents(&extents),
-            Body::Nothing if self.style != ReplyStyle::Extended => self.simple(WireError::OK, None),
-            Body::Nothing => self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], None),
+            Body::Nothing if self.style != ReplyStyle::Extended => self.simple(WireError::OK, Data::None),
+            Body::Nothing => self.chunk(ChunkFlags::DONE, ChunkType::NONE, &[], Data::None),
         }
     }
 
@@ -117,7 +92,7 @@ impl Ticket {
 
     fn failure(&mut self, error: WireError, text: &str, at: Option<u64>) {
         if self.style == ReplyStyle::Simple {
-            return self.simple(error, None);
+            return self.simple(error, Data::None);
         }
         let mut payload = Vec::new();
         let kind = match at {
@@ -130,16 +105,16 @@ impl Ticket {
                 ChunkType::ERROR_OFFSET
             }
         };
-        self.chunk(ChunkFlags::DONE, kind, &payload, None);
+        self.chunk(ChunkFlags::DONE, kind, &payload, Data::None);
     }
 
-    fn simple(&mut self, error: WireError, data: Option<IoBuf>) {
+    fn simple(&mut self, error: WireError, data: Data) {
         let head = Head::of(&SimpleReply { error, cookie: self.cookie }.encode(), &[]);
         self.answer(ChunkFlags::DONE, head, data);
     }
 
-    fn data(&mut self, flags: ChunkFlags, at: u64, data: IoBuf) {
-        self.chunk(flags, ChunkType::OFFSET_DATA, &at.to_be_bytes(), Some(data));
+    fn data(&mut self, flags: ChunkFlags, at: u64, data: Data) {
+        self.chunk(flags, ChunkType::OFFSET_DATA, &at.to_be_bytes(), data);
     }
 
     fn parts(&mut self, parts: Vec<Part>) {
@@ -150,7 +125,7 @@ impl Ticket {
                 Part::Data(at, data) => self.data(flags, at, data),
                 Part::Hole(at, len) => {
                     let payload = [&at.to_be_bytes()[..], &len.to_be_bytes()].concat();
-                    self.chunk(flags, ChunkType::OFFSET_HOLE, &payload, None);
+                    self.chunk(flags, ChunkType::OFFSET_HOLE, &payload, Data::None);
                 }
             }
         }
@@ -163,16 +138,16 @@ impl Ticket {
             let mut payload = Vec::new();
             if self.style == ReplyStyle::Extended {
                 put_extents_extended(&mut payload, *id, extents);
-                self.chunk(flags, ChunkType::BLOCK_STATUS_EXT, &payload, None);
+                self.chunk(flags, ChunkType::BLOCK_STATUS_EXT, &payload, Data::None);
             } else {
                 put_extents(&mut payload, *id, extents);
-                self.chunk(flags, ChunkType::BLOCK_STATUS, &payload, None);
+                self.chunk(flags, ChunkType::BLOCK_STATUS, &payload, Data::None);
             }
         }
     }
 
-    fn chunk(&mut self, flags: ChunkFlags, kind: ChunkType, payload: &[u8], data: Option<IoBuf>) {
-        let length = payload.len() + data.as_ref().map_or(0, |data| data.len());
+    fn chunk(&mut self, flags: ChunkFlags, kind: ChunkType, payload: &[u8], data: Data) {
+        let length = payload.len() + data.len();
         let length = u32::try_from(length).expect("a payload is bounded");
         let header = ChunkHeader { flags, kind, cookie: self.cookie, length };
         let head = match self.style {
@@ -182,7 +157,7 @@ impl Ticket {
         self.answer(flags, head, data);
     }
 
-    fn answer(&mut self, flags: ChunkFlags, head: Head, data: Option<IoBuf>) {
+    fn answer(&mut self, flags: ChunkFlags, head: Head, data: Data) {
         let hold = if flags == ChunkFlags::DONE { self.hold.take() } else { None };
         self.replies.push(Reply { head, data, hold });
     }
@@ -239,25 +214,25 @@ impl Replies {
     }
 
     /// Sends some of what waits; pending when nothing waits or the client does not read.
-    pub(super) fn poll_send<S: AsyncWrite + Unpin>(
-        &self,
-        cx: &mut Context<'_>,
-        stream: &mut S,
-    ) -> Poll<io::Result<()>> {
+    pub(super) fn poll_send<S: Stream>(&self, cx: &mut Context<'_>, stream: &mut S) -> Poll<io::Result<()>> {
         let queue = self.queue.borrow();
         if queue.is_empty() {
             // An encrypted stream may hold the end of the last reply back.
             ready!(Pin::new(stream).poll_flush(cx))?;
             return Poll::Pending;
         }
-        let mut slices = Vec::with_capacity(2 * queue.len().min(GATHER_MAX));
-        for reply in queue.iter().take(GATHER_MAX) {
-            slices.push(IoSlice::new(reply.head.bytes()));
-            slices.extend(reply.data.as_deref().map(IoSlice::new));
-        }
-        let mut unsent = &mut slices[..];
-        IoSlice::advance_slices(&mut unsent, self.sent.get());
-        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, unsent))?;
+        let sent = match &queue[0] {
+            Reply { head, data: Data::Lent(loan), .. } if self.sent.get() >= head.bytes().len() => {
+                ready!(stream.poll_lend(cx, loan, self.sent.get() - head.bytes().len()))
+                    .inspect_err(|_| loan.failed.store(true, Relaxed))?
+            }
+            _ => {
+                let mut slices = gather(&queue);
+                let mut unsent = &mut slices[..];
+                IoSlice::advance_slices(&mut unsent, self.sent.get());
+                ready!(Pin::new(stream).poll_write_vectored(cx, unsent))?
+            }
+        };
         drop(queue);
         tracing::trace!(bytes = sent, "sent");
         if sent == 0 {
@@ -293,36 +268,5 @@ impl Replies {
             self.outstanding.set(self.outstanding.get() - 1);
             self.bytes.set(self.bytes.get() - reply.held());
         }
-    }
-}
-
-impl Head {
-    fn of(header: &[u8], payload: &[u8]) -> Head {
-        let len = header.len() + payload.len();
-        if len > SHORT_MAX {
-            return Head::Long([header, payload].concat());
-        }
-        let mut bytes = [0; SHORT_MAX];
-        bytes[..header.len()].copy_from_slice(header);
-        bytes[header.len()..len].copy_from_slice(payload);
-        Head::Short(bytes, len)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Head::Short(bytes, len) => &bytes[..*len],
-            Head::Long(bytes) => bytes,
-        }
-    }
-}
-
-impl Reply {
-    fn len(&self) -> usize {
-        self.head.bytes().len() + self.data.as_ref().map_or(0, |data| data.len())
-    }
-
-    /// Bytes of memory given back with it.
-    fn held(&self) -> usize {
-        self.hold.as_ref().map_or(0, |hold| hold.grant.bytes())
     }
 }

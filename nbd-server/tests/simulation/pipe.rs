@@ -56,6 +56,8 @@ impl Drop for End {
     }
 }
 
+impl nbd_server::session::Stream for End {}
+
 impl AsyncRead for End {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut lane = self.incoming.borrow_mut();

@@ -1,0 +1,109 @@
+//! Writes of one file that may wait for the disk: by one thread at a time, many at once.
+//!
+//! Buffered writes to one file exclude each other in the kernel, so a second thread would only wait for the
+//! first. While that one writes, others queue up; it takes them all when it comes back, and answers them all
+//! when it has written them. What is under load thus costs one hop to a thread for many writes, a write that
+//! is alone begins at once, and a disk that hangs holds up one thread.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::channel::oneshot;
+
+use super::Pool;
+use crate::buf::IoBuf;
+
+/// Writes that are answered together: more would keep the first ones waiting for the last.
+const TOGETHER_MAX: usize = 32;
+
+/// The line of writes to one file.
+pub struct Lane {
+    pool: Pool,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    file: Arc<File>,
+    line: Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: Vec<Write>,
+    /// A thread is at it, or on its way.
+    served: bool,
+}
+
+struct Write {
+    at: u64,
+    data: IoBuf,
+    done: oneshot::Sender<io::Result<()>>,
+}
+
+impl Lane {
+    /// A line of writes to `file`, served by the pool.
+    #[must_use]
+    pub fn new(file: Arc<File>, pool: Pool) -> Lane {
+        Lane { pool, shared: Arc::new(Shared { file, line: Mutex::default() }) }
+    }
+
+    /// Writes the data at byte `at`, also if nobody waits any more.
+    pub async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
+        let (done, told) = oneshot::channel();
+        if self.shared.join(Write { at, data, done }) {
+            let shared = self.shared.clone();
+            self.pool.begin(move || Served(&shared).serve());
+        }
+        told.await.unwrap_or_else(|_| Err(io::Error::other("an I/O thread panicked")))
+    }
+}
+
+impl Shared {
+    /// Puts a write into the line; returns whether it must be served.
+    fn join(&self, write: Write) -> bool {
+        let mut line = self.lock();
+        line.waiting.push(write);
+        !std::mem::replace(&mut line.served, true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty to serve the line until it is empty.
+struct Served<'a>(&'a Shared);
+
+impl Served<'_> {
+    fn serve(self) {
+        while let Some(writes) = self.next() {
+            let done: Vec<_> = writes
+                .into_iter()
+                .map(|write| (self.0.file.write_all_at(&write.data, write.at), write.done))
+                .collect();
+            for (result, done) in done {
+                let _nobody_may_wait = done.send(result);
+            }
+        }
+    }
+
+    /// The next writes; none if the line is empty, which then is served no more.
+    fn next(&self) -> Option<Vec<Write>> {
+        let mut line = self.0.lock();
+        let some = line.waiting.len().min(TOGETHER_MAX);
+        line.served = some > 0;
+        (some > 0).then(|| line.waiting.drain(..some).collect())
+    }
+}
+
+impl Drop for Served<'_> {
+    /// Where serving has panicked, whoever waits is told, and the next one begins anew.
+    fn drop(&mut self) {
+        let mut line = self.0.lock();
+        if std::thread::panicking() {
+            *line = Line::default();
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether a thread may block for the one file it serves.
+//!
+//! A buffered write rarely waits for the disk, and a hop to another thread costs more than the write. A
+//! worker all of whose connections use the same export delays nobody else by waiting, so it writes by itself.
+//! Should the disk hang, the worker is seen to be [stuck](Seat::is_stuck) and is given no other connection.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+/// A thread that has been at one operation for so long serves nobody else for now.
+const STUCK_AFTER: Duration = Duration::from_millis(5);
+
+/// Not at anything.
+const FREE: u64 = u64::MAX;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+thread_local! {
+    static SEAT: RefCell<Option<Arc<Seat>>> = const { RefCell::new(None) };
+}
+
+/// What is known of a worker's thread.
+#[derive(Debug)]
+pub struct Seat {
+    may_block: AtomicBool,
+    /// Microseconds from [`START`] to the beginning of what it is at.
+    since: AtomicU64,
+    /// Connections that were given to it and have not ended.
+    connections: AtomicUsize,
+}
+
+/// A connection's share of a thread, until it is dropped.
+#[derive(Debug)]
+pub struct Occupied(Arc<Seat>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Default for Seat {
+    fn default() -> Seat {
+        let (may_block, since) = (AtomicBool::new(false), AtomicU64::new(FREE));
+        Seat { may_block, since, connections: AtomicUsize::new(0) }
+    }
+}
+
+impl Seat {
+    /// Makes this the seat of the thread.
+    pub fn install(self: &Arc<Seat>) {
+        SEAT.set(Some(self.clone()));
+    }
+
+    /// Gives it a connection.
+    #[must_use]
+    pub fn occupy(self: &Arc<Seat>) -> Occupied {
+        self.connections.fetch_add(1, Relaxed);
+        Occupied(self.clone())
+    }
+
+    /// Connections it has.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Says whether all who wait for the thread wait for the same file.
+    pub fn set_may_block(&self, may: bool) {
+        self.may_block.store(may, Relaxed);
+    }
+
+    /// Whether the thread waits for a disk. Others see it a little later than it is so.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        let since = self.since.load(Relaxed);
+        since != FREE && START.elapsed() > Duration::from_micros(since) + STUCK_AFTER
+    }
+
+    /// Runs what may block; tells how long it took.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> (T, Duration) {
+        let begun = START.elapsed();
+        self.since.store(u64::try_from(begun.as_micros()).unwrap_or(FREE), Relaxed);
+        let done = work();
+        self.since.store(FREE, Relaxed);
+        (done, START.elapsed().saturating_sub(begun))
+    }
+}
+
+/// The seat of this thread, if it may block now.
+#[must_use]
+pub fn take() -> Option<Arc<Seat>> {
+    SEAT.with_borrow(|seat| seat.clone().filter(|seat| seat.may_block.load(Relaxed)))
+}
