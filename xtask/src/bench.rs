@@ -22,6 +22,9 @@ pub(crate) enum Bench {
     Durability(durability::Args),
     /// What requests cost here and in nbdkit, qemu-nbd and nbd-server.
     Peers(peers::Args),
+    /// The server that can do least, for `peers` to compare with.
+    #[command(hide = true)]
+    Bare(peers::bare::Args),
 }
 
 /// Where else than on the terminal a report goes.
@@ -51,5 +54,6 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Durability(args) => durability::run(args),
         Bench::Peers(args) => peers::run(args),
+        Bench::Bare(args) => peers::bare::run(args),
     }
 }

@@ -58,8 +58,9 @@ pub(crate) fn for_bench(vm: bool) -> Result<()> {
 }
 
 /// What `cargo xtask bench peers` needs.
-pub(crate) fn for_bench_peers() -> Result<()> {
-    packages(&["fio", "util-linux", "nbdkit", "qemu-utils", "nbd-server"])
+pub(crate) fn for_bench_peers(vm: bool) -> Result<()> {
+    packages(&["fio", "util-linux", "nbdkit", "qemu-utils", "nbd-server"])?;
+    if vm { for_demo(Series::V6_12) } else { Ok(()) }
 }
 
 /// What `cargo xtask demo --host` needs.

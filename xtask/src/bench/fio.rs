@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+/// Seconds after which a load that does not end is given up: a server has lost a request.
+const LIMIT: &str = "120";
+
 /// One kind of load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
@@ -44,7 +47,16 @@ pub(crate) struct Percentiles {
 pub(crate) fn run(load: &Load, uri: &str, size: u64, time: Duration, dir: &Path) -> Result<Told> {
     let report = dir.join("fio.json");
     let mut fio = Command::new("setpriv");
-    fio.args(["--pdeathsig", "KILL", "fio", "--name=load", "--ioengine=nbd", "--output-format=json"]);
+    fio.args([
+        "--pdeathsig",
+        "KILL",
+        "timeout",
+        LIMIT,
+        "fio",
+        "--name=load",
+        "--ioengine=nbd",
+        "--output-format=json",
+    ]);
     // Addresses are the same in every run and mode.
     fio.args(["--randrepeat=1", "--time_based", "--percentile_list=50:99"]);
     fio.arg(format!("--output={}", report.display())).arg(format!("--uri={uri}"));
@@ -57,9 +69,13 @@ pub(crate) fn run(load: &Load, uri: &str, size: u64, time: Duration, dir: &Path)
     }
     let out = fio.current_dir(dir).stdin(Stdio::null()).output().context("cannot run fio")?;
     ensure!(out.status.success(), "fio failed: {}", String::from_utf8_lossy(&out.stderr).trim());
-    let said = std::fs::read_to_string(&report)?;
+    told_in(&std::fs::read_to_string(&report)?)
+}
+
+/// What its report tells.
+pub(crate) fn told_in(report: &str) -> Result<Told> {
     // Remarks come first.
-    let report: Value = serde_json::from_str(&said[said.find('{').unwrap_or(0)..])?;
+    let report: Value = serde_json::from_str(&report[report.find('{').unwrap_or(0)..])?;
     told(&report["jobs"][0])
 }
 

@@ -1,5 +1,7 @@
 //! `cargo xtask bench peers`: our server and those of Debian, on the same image, under the same client.
 
+pub(super) mod bare;
+mod guest;
 mod report;
 mod subject;
 
@@ -15,7 +17,7 @@ use super::{Keep, image, server};
 use crate::install;
 use crate::janitor::Janitor;
 use report::{Report, Row};
-use subject::{SUBJECTS, Subject, Transport};
+use subject::{ALL, Subject, Transport};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,12 +46,20 @@ pub(crate) struct Args {
     keep: Keep,
 }
 
+impl Args {
+    fn wants(&self, storage: Storage) -> bool {
+        self.storage.is_empty() || self.storage.contains(&storage)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Storage {
     /// A file in memory: what a server costs, and nothing else.
     Tmpfs,
     /// A file on the disk, through the page cache.
     Disk,
+    /// A file in the memory of an emulated machine, through its kernel's driver.
+    Guest,
 }
 
 const fn load(pattern: &'static str, block: &'static str, depth: u32, connections: u32) -> Load {
@@ -57,10 +67,11 @@ const fn load(pattern: &'static str, block: &'static str, depth: u32, connection
 }
 
 /// Their names, and what their rate counts.
-const LOADS: [(&str, &str, Load); 9] = [
+const LOADS: [(&str, &str, Load); 10] = [
     ("read-1", "reads/s", load("randread", "4k", 1, 1)),
     ("read-32", "reads/s", load("randread", "4k", 32, 1)),
     ("read-16x4", "reads/s", load("randread", "4k", 16, 4)),
+    ("read-32x64", "reads/s", load("randread", "4k", 32, 64)),
     ("write-1", "writes/s", load("randwrite", "4k", 1, 1)),
     ("write-32", "writes/s", load("randwrite", "4k", 32, 1)),
     ("write-16x4", "writes/s", load("randwrite", "4k", 16, 4)),
@@ -79,7 +90,7 @@ fn name(text: &str) -> Result<String, String> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "there is nothing to measure");
-    install::for_bench_peers()?;
+    install::for_bench_peers(args.wants(Storage::Guest) && args.load.is_empty())?;
     let ours = server::build()?;
     let home = args.dir.clone().unwrap_or_else(paths::target);
     let on_disk =
@@ -93,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut report = Report::new(Machine::with_image_in(on_disk.path())?, args.rounds, args.seconds);
     for (storage, dir) in [(Storage::Tmpfs, in_memory.path()), (Storage::Disk, on_disk.path())] {
-        if !args.storage.is_empty() && !args.storage.contains(&storage) {
+        if !args.wants(storage) {
             continue;
         }
         eprintln!("writing an image of {} MiB", args.size);
@@ -103,6 +114,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 bench.all_loads(args, &format!("{storage:?}, {transport:?}"), transport, dir, &mut report)?;
             }
         }
+    }
+    if args.wants(Storage::Guest) && args.load.is_empty() {
+        guest::run(args.rounds, bench.time * 2, &mut report)?;
     }
     print!("{}", report.text());
     args.keep.write(&report.json()?, &report.svg())
@@ -128,11 +142,13 @@ impl Bench {
             if !args.load.is_empty() && !args.load.iter().any(|wanted| wanted == name) {
                 continue;
             }
-            report.begin(place, name, unit);
+            // Of the others one is enough: how they take so many is their affair.
+            let of: &[&str] = if load.connections > 4 { &ALL[..2] } else { &ALL };
+            report.begin(place, name, unit, of);
             for round in 0..args.rounds {
                 eprintln!("{place}, {name}: round {} of {}", round + 1, args.rounds);
-                for turn in 0..SUBJECTS.len() {
-                    let subject = SUBJECTS[(round + turn) % SUBJECTS.len()];
+                for turn in 0..of.len() {
+                    let subject = of[(round + turn) % of.len()];
                     let row = self.measure(subject, transport, load, *unit == "MB/s", dir);
                     report.add(subject, row.with_context(|| format!("{subject}, {place}, {name}"))?);
                 }

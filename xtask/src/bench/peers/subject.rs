@@ -15,6 +15,10 @@ use super::super::server::Usage;
 
 /// Ours first; the others are its peers.
 pub(super) const SUBJECTS: [&str; 4] = ["ours", "nbdkit", "qemu-nbd", "nbd-server"];
+/// What the kernel costs: see [`super::bare`].
+pub(super) const LIMIT: &str = "bare";
+/// All that is measured.
+pub(super) const ALL: [&str; 5] = ["ours", "nbdkit", "qemu-nbd", "nbd-server", LIMIT];
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a server may take to notice that its client has gone.
@@ -134,6 +138,13 @@ fn words(
             match address {
                 Address::Unix(path) => command.arg("--unix").arg(path),
                 Address::Tcp(port) => command.args(["--listen", &format!("127.0.0.1:{port}")]),
+            };
+        }
+        LIMIT => {
+            command.arg(std::env::current_exe()?).args(["bench", "bare"]);
+            match address {
+                Address::Unix(path) => command.arg("--unix").arg(path),
+                Address::Tcp(port) => command.args(["--port", &port.to_string()]),
             };
         }
         "nbdkit" => {
