@@ -8,9 +8,9 @@ pub mod geometry;
 pub mod settle;
 pub mod undo;
 
-use crate::config::{AttachConfig, Output};
+use crate::config::{AttachConfig, Keep, Output};
 use crate::device::Index;
-use crate::dial::{DialError, dial};
+use crate::dial::{DialError, dial, hasten};
 use crate::driver::{self, DriverError};
 use crate::host::Host;
 use crate::identifier;
@@ -58,6 +58,17 @@ pub struct Attached {
     pub uri: String,
     /// What `/sys/block/nbdN/backend` says.
     pub backend: String,
+}
+
+/// A device that works, and what it was made of.
+#[derive(Debug)]
+pub struct Held {
+    /// What was attached.
+    pub attached: Attached,
+    /// Our own descriptors of its connections.
+    pub sockets: Arc<[OwnedFd]>,
+    /// What the server said about the export.
+    pub export: Export,
 }
 
 /// Why there is no device.
@@ -129,19 +140,21 @@ pub async fn attach(
     host: &Host,
     interrupt: &mut Interrupt,
     out: &mut dyn Write,
-) -> Result<Attached, AttachError> {
+) -> Result<Held, AttachError> {
     driver::check_privilege()?;
     driver::ensure_loaded(&host.sysfs).await?;
     let mut device = config.device;
     for _ in 0..ROUNDS_MAX {
-        let (sockets, told) = tokio::select! {
+        let (sockets, mut told) = tokio::select! {
             links = open_links(config) => links?,
             signal = interrupt.caught() => return Err(AttachError::Interrupted(signal)),
         };
         let geometry = Geometry::decide(config, &told, host.page_size)?;
         let attempt = Attempt { backend: identifier::create(&config.uri)?, sockets };
         match make(config, host, interrupt, out, &attempt, &geometry, device).await {
-            Ok(Made::Device(attached)) => return Ok(attached),
+            Ok(Made::Device(attached)) => {
+                return Ok(Held { attached, sockets: attempt.sockets, export: told.swap_remove(0) });
+            }
             Ok(Made::Stale(index)) => {
                 tracing::debug!("{index} keeps limits of an earlier server; making it anew");
                 let cause = || Box::new(AttachError::Stale);
@@ -208,7 +221,11 @@ async fn open_links(config: &AttachConfig) -> Result<Links, AttachError> {
             // Servers that allow one connection may let the second one wait for ever.
             return Err(GeometryError::SingleConnection.into());
         }
-        sockets.push(link.into_fd()?);
+        let socket = link.into_fd()?;
+        if config.keep == Keep::Reconnect {
+            hasten(&socket, config.timeout);
+        }
+        sockets.push(socket);
         told.push(export);
     }
     Ok((sockets.into(), told))

@@ -60,9 +60,13 @@ pub struct Attach {
     /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever
     #[arg(long, value_name = "S", default_value_t = 10)]
     pub timeout: u64,
-    /// Seconds requests wait for a new connection once all are dead, before they fail
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub dead_connection_timeout: u64,
+    /// Stay, and give the device new connections when its server or the network has been away
+    #[arg(long)]
+    pub keep: bool,
+    /// Seconds requests wait for a new connection once all are dead, before they fail [default: 0; with
+    /// --keep, an hour]
+    #[arg(long, value_name = "S")]
+    pub dead_connection_timeout: Option<u64>,
     /// Block size of the device; 512 unless given, or the server's minimum where that is larger
     #[arg(long, value_name = "B")]
     pub block_size: Option<u32>,
@@ -75,12 +79,15 @@ pub struct Attach {
 }
 
 const ATTACH_NOTES: &str = "\
-Nothing stays resident: once attached, the kernel holds the connections. When the server dies, a \
-request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
+Without --keep nothing stays resident: once attached, the kernel holds the connections. When the server \
+dies, a request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
 A server that needs longer than that for one request, a large flush for example, is taken for dead. \
 With --timeout 0 such a request hangs for ever and so does whoever waits for it.
---dead-connection-timeout only helps when something gives the device new connections; nothing does \
-by itself, so the default is not to wait.";
+With --keep this process stays until the device is detached. Requests wait while the server is away, and \
+those in flight are sent again once --timeout has passed. A server that comes back with another export, \
+fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
+Ended by a signal, it leaves the device attached. With --json it prints a line per event.
+--dead-connection-timeout without --keep only helps when something else reconnects.";
 
 /// `nbd-attach detach`.
 #[derive(Debug, Args)]

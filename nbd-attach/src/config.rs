@@ -11,6 +11,9 @@ use std::time::Duration;
 pub const CONNECTIONS_MAX: usize = 64;
 /// A day. Longer waits are mistakes, and the driver multiplies by its tick rate in 32 bits.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+/// How long requests wait for a server to come back, where somebody reconnects and nothing else was said: an
+/// hour.
+const KEPT_SECONDS: u64 = 3600;
 /// The smallest block the driver accepts.
 pub const BLOCK_SIZE_MIN: u32 = 512;
 
@@ -31,8 +34,19 @@ pub struct AttachConfig {
     pub block_size: Option<u32>,
     /// Whether writing is wanted.
     pub access: Access,
+    /// What becomes of the device when its server goes away.
+    pub keep: Keep,
     /// How to print the result.
     pub output: Output,
+}
+
+/// What becomes of a device when its server goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It fails.
+    No,
+    /// It is given new connections.
+    Reconnect,
 }
 
 /// Whether the device shall be writable.
@@ -150,9 +164,13 @@ impl AttachConfig {
             device: typed.device.as_deref().map(str::parse).transpose()?,
             connections: typed.connections,
             timeout: seconds("--timeout", typed.timeout)?,
-            dead_connection_timeout: seconds("--dead-connection-timeout", typed.dead_connection_timeout)?,
+            dead_connection_timeout: seconds(
+                "--dead-connection-timeout",
+                typed.dead_connection_timeout.unwrap_or(if typed.keep { KEPT_SECONDS } else { 0 }),
+            )?,
             block_size: typed.block_size,
             access: if typed.read_only { Access::ReadOnly } else { Access::AsOffered },
+            keep: if typed.keep { Keep::Reconnect } else { Keep::No },
             output: output(typed.json),
         })
     }
@@ -234,6 +252,17 @@ mod tests {
         assert_eq!(config.timeout, Duration::from_secs(10));
         assert_eq!(config.dead_connection_timeout, Duration::ZERO);
         assert_eq!((config.access, config.output), (Access::AsOffered, Output::Human));
+    }
+
+    #[test]
+    fn a_device_that_is_kept_waits_for_its_server() {
+        let config = attach(&["nbd://host/x", "--keep"]).unwrap();
+        assert_eq!(
+            (config.keep, config.dead_connection_timeout),
+            (Keep::Reconnect, Duration::from_secs(3600))
+        );
+        let config = attach(&["nbd://host/x", "--keep", "--dead-connection-timeout", "5"]).unwrap();
+        assert_eq!(config.dead_connection_timeout, Duration::from_secs(5));
     }
 
     #[test]

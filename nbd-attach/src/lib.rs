@@ -24,6 +24,7 @@ pub mod host;
 pub mod identifier;
 pub mod info;
 pub mod interrupt;
+pub mod keep;
 pub mod negotiate;
 pub mod netlink;
 pub mod status;

@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use clap::Parser;
-use nbd_attach::attach::attach;
+use nbd_attach::attach::{Held, attach};
 use nbd_attach::cli::{Cli, Command};
-use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, StatusConfig};
+use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, StatusConfig};
 use nbd_attach::detach::{Detached, detach, flush_files};
 use nbd_attach::host::{self, Host};
 use nbd_attach::info::info;
 use nbd_attach::interrupt::Interrupt;
+use nbd_attach::keep::{Ended, keep};
 use nbd_attach::status::{human_size, status};
 use std::io::{IsTerminal, stdout};
 use tracing::Level;
@@ -45,13 +46,34 @@ fn run(command: &Command) -> Result<()> {
     result
 }
 
+async fn keep_device(
+    config: &AttachConfig,
+    host: &Host,
+    held: Held,
+    interrupt: &mut Interrupt,
+) -> Result<()> {
+    let device = held.attached.device.clone();
+    match keep(config, host, held, interrupt, &mut stdout()).await? {
+        Ended::Detached => tracing::info!("{device} was detached"),
+        Ended::Left(signal) => {
+            tracing::warn!("{signal}: {device} stays attached, and nobody reconnects it any more");
+        }
+    }
+    Ok(())
+}
+
 async fn perform(command: &Command) -> Result<()> {
     match command {
         Command::Attach(typed) => {
             let config = AttachConfig::new(typed, host::page_size())?;
             let mut interrupt = Interrupt::catch()?;
-            let made = attach(&config, &Host::system()?, &mut interrupt, &mut stdout()).await?;
+            let host = Host::system()?;
+            let held = attach(&config, &host, &mut interrupt, &mut stdout()).await?;
+            let made = &held.attached;
             tracing::info!("{} is {}, {}", made.device, made.uri, human_size(made.size_bytes));
+            if config.keep == Keep::Reconnect {
+                keep_device(&config, &host, held, &mut interrupt).await?;
+            }
         }
         Command::Detach(typed) => {
             let config = DetachConfig::new(typed)?;

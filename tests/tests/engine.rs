@@ -66,7 +66,7 @@ fn direct_io_takes_requests_of_any_length_at_any_place() {
 
 #[test]
 fn parts_of_one_block_are_written_around_the_page_cache_by_many_at_once() {
-    const PART: usize = 64;
+    const PART: u32 = 64;
     for engine in ENGINES {
         let (_dir, path) = image(&[0; 64 << 10]);
         let server = serve(&path, &["--direct", "--engine", engine]);
@@ -75,15 +75,15 @@ fn parts_of_one_block_are_written_around_the_page_cache_by_many_at_once() {
                 let mut client = Client::connect(&server.endpoints()[usize::from(n % 2)]);
                 scope.spawn(move || {
                     for round in 1..=20 {
-                        let error = client.write(PLAIN, u64::from(n) * PART as u64, &[round * 7 + n; PART]);
+                        let error = client.write(PLAIN, (u32::from(n) * PART).into(), &[round * 7 + n; 64]);
                         assert_eq!(error, WireError::OK);
                     }
                 });
             }
         });
         let mut client = Client::connect(server.endpoint());
-        let block = client.read(0, 16 * PART as u32).unwrap();
-        let wanted: Vec<u8> = (0..16).flat_map(|n| [20 * 7 + n; PART]).collect();
+        let block = client.read(0, 16 * PART).unwrap();
+        let wanted: Vec<u8> = (0..16).flat_map(|n| [20 * 7 + n; 64]).collect();
         assert!(block == wanted, "{engine}: some write took another one's part with it");
     }
 }
@@ -102,7 +102,7 @@ fn what_direct_io_cannot_serve_is_refused_in_words() {
 
 #[test]
 fn direct_io_leaves_the_page_cache_alone() {
-    let (_dir, path) = image(&pattern(1, MIB as usize));
+    let (_dir, path) = image(&pattern(1, 1 << 20));
     let file = OpenOptions::new().read(true).open(&path).unwrap();
     for engine in ENGINES {
         let cached = || {
@@ -125,7 +125,7 @@ fn direct_io_leaves_the_page_cache_alone() {
         assert_eq!(cached(), 0);
         let server = serve(&path, &["--direct", "--engine", engine]);
         let mut client = Client::connect(server.endpoint());
-        assert!(client.read(0, MIB as u32).unwrap() == pattern(1, MIB as usize));
+        assert!(client.read(0, 1 << 20).unwrap() == pattern(1, 1 << 20));
         assert_eq!(client.write(PLAIN, 0, &pattern(1, 64 << 10)), WireError::OK);
         assert_eq!(cached(), 0, "{engine}");
     }
@@ -185,8 +185,9 @@ fn long_reads_are_sent_whole_and_a_file_that_shrinks_is_told_as_an_error() {
     let server = Server::builder().export(disk.spec()).unix().tcp().start();
     for endpoint in server.endpoints() {
         let mut client = Client::connect(endpoint);
-        for (at, len) in [(0, 8 << 20), (12_345, 1 << 20), (4096, 65_536), (8 << 20, 0)] {
-            let read = client.read(at as u64, len as u32).unwrap();
+        for (at, len) in [(0_u32, 8 << 20), (12_345, 1 << 20), (4096, 65_536), (8 << 20, 0)] {
+            let read = client.read(at.into(), len).unwrap();
+            let (at, len) = (at as usize, len as usize);
             assert!(read == content[at..at + len], "{len} bytes at {at}");
         }
     }

@@ -125,6 +125,41 @@ impl Client {
         self.ask(Message { command: Command::RECONFIGURE, attributes }, None, patience).await.map(drop)
     }
 
+    /// Gives a device, if it still bears this identifier, a connection for a dead one. Where none is dead the
+    /// driver says yes and does nothing.
+    pub async fn reconnect(
+        &self,
+        index: Index,
+        backend: &str,
+        sockets: Arc<[OwnedFd]>,
+        patience: Duration,
+    ) -> Result<(), NetlinkError> {
+        let items = sockets.iter().map(|socket| SocketItem { fd: socket.as_raw_fd().unsigned_abs() });
+        let attributes = vec![
+            Attribute::Index(index.number()),
+            Attribute::BackendIdentifier(backend.to_owned()),
+            Attribute::Sockets(items.collect()),
+        ];
+        let message = Message { command: Command::RECONFIGURE, attributes };
+        self.ask(message, Some(sockets), patience).await.map(drop)
+    }
+
+    /// Changes the size of a device that has a connection, if it still bears this identifier.
+    pub async fn resize(
+        &self,
+        index: Index,
+        backend: &str,
+        size: u64,
+        patience: Duration,
+    ) -> Result<(), NetlinkError> {
+        let attributes = vec![
+            Attribute::Index(index.number()),
+            Attribute::BackendIdentifier(backend.to_owned()),
+            Attribute::SizeBytes(size),
+        ];
+        self.ask(Message { command: Command::RECONFIGURE, attributes }, None, patience).await.map(drop)
+    }
+
     /// Every device the driver has, with whether something holds it. Anyone may ask.
     pub async fn status(&self, patience: Duration) -> Result<Vec<DeviceItem>, NetlinkError> {
         let answer =
