@@ -54,10 +54,10 @@ pub(super) struct Storage {
 impl Storage {
     pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> Storage {
         let in_memory = direct.is_none() && inline::is_in_memory(&file);
+        let lending_failed = Arc::new(AtomicBool::new(direct.is_some() || !inline::can_be_sent(&file)));
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), pool.clone());
-        let (lending_failed, slow) = (Arc::default(), AtomicU32::new(0));
-        Storage { file, pool, lane, direct, in_memory, lending_failed, slow }
+        Storage { file, pool, lane, direct, in_memory, lending_failed, slow: AtomicU32::new(0) }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -172,7 +172,7 @@ impl Storage {
     /// The range for others to send, if it is long enough for that to be cheaper than to copy it, and is
     /// all in memory.
     pub(super) fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        if len < LEND_MIN || self.direct.is_some() || self.lending_failed.load(Relaxed) {
+        if len < LEND_MIN || self.lending_failed.load(Relaxed) {
             return None;
         }
         let is_here = self.in_memory || inline::is_cached(&self.file, at, len);

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use nix::libc;
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::io::{Errno, ReadWriteFlags};
+use rustix::pipe::PipeFlags;
 
 /// Longest read or write that is tried inline: copying more would hold up the worker's other connections
 /// for longer than a hop to a thread costs.
@@ -20,6 +21,17 @@ const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 #[must_use]
 pub fn is_in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|told| IN_MEMORY.contains(&told.f_type))
+}
+
+/// Whether the file system lets sendfile(2) take what a file holds: tried on its first byte, as some do not and
+/// say so only when it is too late to read.
+#[must_use]
+pub fn can_be_sent(file: &File) -> bool {
+    let try_one = || {
+        let (_reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::fs::sendfile(writer, file, Some(&mut 0), 1)
+    };
+    try_one().is_ok()
 }
 
 /// `cachestat(2)`, the same on all architectures.
