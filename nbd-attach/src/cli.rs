@@ -149,6 +149,10 @@ mod tests {
         let mut command = Cli::command();
         let attach = command.find_subcommand_mut("attach").unwrap();
         let help = attach.render_long_help().to_string();
-        assert!(help.contains("[default: 10]") && help.contains("Nothing stays resident"));
+        assert!(
+            help.contains("[default: 10]")
+                && help.contains("nothing stays resident")
+                && help.contains("an hour")
+        );
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::thread;
 
 use common::proto::WireError;
@@ -16,7 +17,18 @@ use tests::tool;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-const ENGINES: [&str; 2] = ["io-uring", "threads"];
+/// Those that there are here: a container may forbid io_uring.
+fn engines() -> &'static [&'static str] {
+    static ENGINES: LazyLock<&[&str]> = LazyLock::new(|| {
+        let server = Server::builder().export("memory:1M").unix().start();
+        if server.log().contains("engine: io_uring") {
+            return &["io-uring", "threads"];
+        }
+        eprintln!("only threads are tried: there is no io_uring here");
+        &["threads"]
+    });
+    &ENGINES
+}
 
 /// A file where direct I/O works: /tmp may be in memory.
 fn image(content: &[u8]) -> (TempDir, PathBuf) {
@@ -32,7 +44,7 @@ fn serve(path: &PathBuf, args: &[&str]) -> Server {
 
 #[test]
 fn direct_io_takes_requests_of_any_length_at_any_place() {
-    for engine in ENGINES {
+    for engine in engines() {
         for mode in ["writeback", "writethrough", "early-ack"] {
             let mut model = pattern(3, 256 << 10);
             let (_dir, path) = image(&model);
@@ -67,7 +79,7 @@ fn direct_io_takes_requests_of_any_length_at_any_place() {
 #[test]
 fn parts_of_one_block_are_written_around_the_page_cache_by_many_at_once() {
     const PART: u32 = 64;
-    for engine in ENGINES {
+    for engine in engines() {
         let (_dir, path) = image(&[0; 64 << 10]);
         let server = serve(&path, &["--direct", "--engine", engine]);
         thread::scope(|scope| {
@@ -104,7 +116,7 @@ fn what_direct_io_cannot_serve_is_refused_in_words() {
 fn direct_io_leaves_the_page_cache_alone() {
     let (_dir, path) = image(&pattern(1, 1 << 20));
     let file = OpenOptions::new().read(true).open(&path).unwrap();
-    for engine in ENGINES {
+    for engine in engines() {
         let cached = || {
             use std::os::fd::AsRawFd;
             let fd = file.as_raw_fd();
@@ -157,7 +169,7 @@ fn where_io_uring_is_forbidden_threads_do_it_and_the_log_says_so() {
 #[test]
 fn reads_that_miss_the_cache_are_right_by_either_engine() {
     let content = pattern(5, 4 << 20);
-    for engine in ENGINES {
+    for engine in engines() {
         let (_dir, path) = image(&content);
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.sync_all().unwrap();

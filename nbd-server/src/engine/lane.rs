@@ -107,3 +107,25 @@ impl Drop for Served<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::executor::block_on;
+    use futures::future::join_all;
+
+    #[test]
+    fn many_writes_are_each_answered_with_what_became_of_them() {
+        let pool = Pool::start(4).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lane = Lane::new(Arc::new(file.reopen().unwrap()), pool.clone());
+        let writes = (0..200_u64).map(|n| lane.write(n * 4, IoBuf::from(&n.to_be_bytes()[4..])));
+        assert!(block_on(join_all(writes)).iter().all(Result::is_ok));
+        let written = std::fs::read(file.path()).unwrap();
+        assert!((0..200_u32).eq(written.chunks(4).map(|four| u32::from_be_bytes(four.try_into().unwrap()))));
+
+        let lane = Lane::new(Arc::new(File::open(file.path()).unwrap()), pool);
+        let writes = (0..40).map(|n| lane.write(n, IoBuf::zeroed(1)));
+        assert!(block_on(join_all(writes)).iter().all(Result::is_err), "it is open for reading only");
+    }
+}
