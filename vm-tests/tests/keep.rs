@@ -46,6 +46,21 @@ fn lines(vm: &mut Vm, name: &str, text: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// Stops the workload, which must not have met an error, and looks whether all that it was promised is there;
+/// then detaches, which ends the keeper.
+fn end_well(vm: &mut Vm, work: &str, keeper: &str, device: &str, what: &str) -> Result<()> {
+    vm.kill(work, Signal::Kill)?;
+    vm.wait_exit(work)?;
+    ensure!(!vm.log(work).contains("stopped: "), "{what}: a request failed: {}", vm.log(work));
+    let mut promises = Promises::default();
+    promises.hear(&vm.log(work));
+    vm.run(&format!("umount /mnt && mount {device} /mnt"))?;
+    vm.verify("/mnt", &promises)?.kept(what)?;
+    vm.run(&format!("umount /mnt && nbd-attach detach {device}"))?;
+    ensure!(vm.wait_exit(keeper)? == 0, "{what}: {}", vm.log(keeper));
+    Ok(())
+}
+
 on_both_kernels!(killed_again_and_again, Ext4, Xfs, Ours);
 /// No request fails, whatever was in flight.
 fn killed_again_and_again(scene: &Scene) -> Result<()> {
@@ -70,17 +85,36 @@ fn killed_again_and_again(scene: &Scene) -> Result<()> {
             promised = u64::try_from(vm.log(&work).matches(" promised ").count())?;
         }
         vm.wait_for_promises(&work, promised + 5)?;
-        vm.kill(&work, Signal::Kill)?;
-        vm.wait_exit(&work)?;
-        ensure!(!vm.log(&work).contains("stopped: "), "{what}: a request failed: {}", vm.log(&work));
-        let mut promises = Promises::default();
-        promises.hear(&vm.log(&work));
-        vm.run(&format!("umount /mnt && mount {device} /mnt"))?;
-        vm.verify("/mnt", &promises)?.kept(&what)?;
-        vm.run(&format!("umount /mnt && nbd-attach detach {device}"))?;
-        ensure!(vm.wait_exit(&keeper)? == 0, "{what}: {}", vm.log(&keeper));
+        end_well(&mut vm, &work, &keeper, &device, &what)?;
         kill(&mut vm, &server(KILLS))?;
     }
+    ensure!(!vm.console().contains("I/O error"), "a request failed:\n{}", vm.console());
+    Ok(())
+}
+
+on_both_kernels!(a_server_that_hangs_is_waited_for, Ext4, Ours);
+/// It accepts connections and says nothing, for longer than a request may take: the driver gives the old
+/// connection up, and what the server still does with that one must not undo what comes over the new one.
+fn a_server_that_hangs_is_waited_for(scene: &Scene) -> Result<()> {
+    let mut chance = Chance::new();
+    let mut vm = scene.vm().boot()?;
+    vm.run(&format!("truncate -s {DISK} /tmp/disk"))?;
+    serve(&mut vm, "server", "/tmp/disk")?;
+    let device = attach(&mut vm, "keeper", 1)?;
+    vm.make_fs(Fs::Ext4, &device, "/mnt")?;
+    vm.promise("work", "/mnt", 2, chance.draw())?;
+    let mut promised = 0;
+    for n in 1..=3 {
+        promised += chance.within(3..12);
+        vm.wait_for_promises("work", promised)?;
+        vm.kill("server", Signal::Stop)?;
+        lines(&mut vm, "keeper", r#""event":"dead""#, n)?;
+        vm.kill("server", Signal::Cont)?;
+        lines(&mut vm, "keeper", r#""event":"reconnected""#, n)?;
+        promised = u64::try_from(vm.log("work").matches(" promised ").count())?;
+    }
+    vm.wait_for_promises("work", promised + 5)?;
+    end_well(&mut vm, "work", "keeper", &device, &format!("seed {}", chance.seed()))?;
     ensure!(!vm.console().contains("I/O error"), "a request failed:\n{}", vm.console());
     Ok(())
 }

@@ -17,6 +17,7 @@ use common::reply::{
 use super::reply::{Data, Head, Hold, Reply, gather};
 use super::stream::Stream;
 use crate::buf::Grant;
+use crate::device::Loan;
 
 /// The replies of one connection that are ready and not yet sent.
 #[derive(Default)]
@@ -163,6 +164,15 @@ impl Ticket {
     }
 }
 
+/// Has a file read in the ordinary way from now on, unless it was the client that has gone.
+fn blame(loan: &Loan, error: &io::Error) {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
+    if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut) {
+        tracing::warn!(%error, "a file cannot be sent as it is: it is read from now on");
+        loan.failed.store(true, Relaxed);
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.hold.is_some() {
@@ -224,7 +234,7 @@ impl Replies {
         let sent = match &queue[0] {
             Reply { head, data: Data::Lent(loan), .. } if self.sent.get() >= head.bytes().len() => {
                 ready!(stream.poll_lend(cx, loan, self.sent.get() - head.bytes().len()))
-                    .inspect_err(|_| loan.failed.store(true, Relaxed))?
+                    .inspect_err(|error| blame(loan, error))?
             }
             _ => {
                 let mut slices = gather(&queue);
