@@ -30,7 +30,7 @@ use crate::export::{Export, Origin, Peer, Registry, Visible};
 use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
 use crate::tls::{self, Upgrader};
 use crate::transport::{Adapted, Direct, Plain, Socket, Stream};
-use company::{Company, Member};
+use company::Company;
 
 /// How long a client may hold memory without sending or reading, while others wait for memory.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -144,16 +144,16 @@ async fn work(
             }
         };
         let span = tracing::info_span!("client", %socket);
-        let member = company.join();
+        let company = company.clone();
         let connection = async move {
-            serve(socket, &shared, member).await;
+            serve(socket, &shared, &company).await;
             drop((permit, place));
         };
         tokio::task::spawn_local(connection.instrument(span));
     }
 }
 
-async fn serve(socket: Socket, shared: &Shared, member: Member) {
+async fn serve(socket: Socket, shared: &Shared, company: &Rc<Company>) {
     let origin = match &socket {
         Socket::Tcp(_, peer) => Origin::Address(peer.ip()),
         Socket::Unix(_) => Origin::Host,
@@ -161,9 +161,9 @@ async fn serve(socket: Socket, shared: &Shared, member: Member) {
     };
     let peer = Peer { origin, names: Vec::new() };
     let end = match socket.adopt() {
-        Ok(Stream::Tcp(stream)) => converse(stream, peer, shared, member).await,
-        Ok(Stream::Unix(stream)) => converse(stream, peer, shared, member).await,
-        Ok(Stream::Vsock(stream)) => converse(stream, peer, shared, member).await,
+        Ok(Stream::Tcp(stream)) => converse(stream, peer, shared, company).await,
+        Ok(Stream::Unix(stream)) => converse(stream, peer, shared, company).await,
+        Ok(Stream::Vsock(stream)) => converse(stream, peer, shared, company).await,
         Err(error) => End::Broken(error),
     };
     match end {
@@ -174,7 +174,7 @@ async fn serve(socket: Socket, shared: &Shared, member: Member) {
 
 /// One connection: negotiate within the time limit, in the clear and then perhaps encrypted,
 /// transmit under watch, close.
-async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, member: Member) -> End {
+async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, company: &Rc<Company>) -> End {
     let deadline = Instant::now() + shared.handshake_timeout;
     let tls = shared.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
     let policy = tls.as_ref().map_or(Encryption::Unavailable, |(_, policy)| *policy);
@@ -183,8 +183,8 @@ async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, member: Memb
     let negotiation = session::negotiate(&mut clear, &exports, policy);
     let server = match in_time(negotiation, deadline, shared).await {
         Ok(Negotiated::Export(export, agreed)) => {
-            let mut direct = Direct::new(clear, member.seat(), shared.busy_poll);
-            let end = transmit(&mut direct, export, agreed, shared, member).await;
+            let mut direct = Direct::new(clear, company.seat.clone(), shared.busy_poll);
+            let end = transmit(&mut direct, export, agreed, shared, company).await;
             close(direct.into_inner(), &end).await;
             return end;
         }
@@ -194,7 +194,7 @@ async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, member: Memb
     let (upgrader, _) = tls.expect("STARTTLS is agreed on only where there is TLS");
     match in_time(secure(clear.0, server, &upgrader, peer, shared), deadline, shared).await {
         Ok((mut encrypted, export, agreed)) => {
-            let end = transmit(&mut encrypted, export, agreed, shared, member).await;
+            let end = transmit(&mut encrypted, export, agreed, shared, company).await;
             close(encrypted.0, &end).await;
             end
         }
@@ -262,14 +262,14 @@ async fn transmit<S: session::Stream>(
     export: Arc<Export>,
     agreed: Agreed,
     shared: &Shared,
-    mut member: Member,
+    company: &Rc<Company>,
 ) -> End {
     let Some(visit) = export.visit() else {
         tracing::warn!(export = export.name(), "too many connections to the export: closing this one");
         return End::Stopped;
     };
     tracing::debug!(export = export.name(), ?agreed, "transmission begins");
-    member.choose(&export);
+    let member = company.join(&export);
 
     let progress = Rc::new(Progress::default());
     let (give_up, gave_up) = oneshot::channel();
@@ -293,7 +293,7 @@ async fn transmit<S: session::Stream>(
         never = watch(&progress, shared, give_up) => match never {},
     };
     // Nothing of the export is held while the last bytes of its client are waited for.
-    drop(visit);
+    drop((member, visit));
     end
 }
 

@@ -5,7 +5,7 @@
 //! Should the disk hang, the worker is seen to be [stuck](Seat::is_stuck) and is given no other connection.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ thread_local! {
 /// What is known of a worker's thread.
 #[derive(Debug)]
 pub struct Seat {
-    may_block: AtomicBool,
+    /// Connections that share the one export that it serves; none if it serves several.
+    together: AtomicUsize,
     /// Microseconds from [`START`] to the beginning of what it is at.
     since: AtomicU64,
     /// Connections that were given to it and have not ended.
@@ -43,8 +44,7 @@ impl Drop for Occupied {
 
 impl Default for Seat {
     fn default() -> Seat {
-        let (may_block, since) = (AtomicBool::new(false), AtomicU64::new(FREE));
-        Seat { may_block, since, connections: AtomicUsize::new(0) }
+        Seat { together: AtomicUsize::new(0), since: AtomicU64::new(FREE), connections: AtomicUsize::new(0) }
     }
 }
 
@@ -67,9 +67,16 @@ impl Seat {
         self.connections.load(Relaxed)
     }
 
-    /// Says whether all who wait for the thread wait for the same file.
-    pub fn set_may_block(&self, may: bool) {
-        self.may_block.store(may, Relaxed);
+    /// Says how many of them use the only export that any of them uses.
+    pub fn set_together(&self, connections: usize) {
+        self.together.store(connections, Relaxed);
+    }
+
+    /// Whether all who wait for the thread wait for the same file: one who has not chosen, or has not even
+    /// been seen by the thread, does not.
+    fn may_block(&self) -> bool {
+        let connections = self.connections();
+        connections > 0 && self.together.load(Relaxed) == connections
     }
 
     /// Whether the thread waits for a disk. Others see it a little later than it is so.
@@ -92,5 +99,5 @@ impl Seat {
 /// The seat of this thread, if it may block now.
 #[must_use]
 pub fn take() -> Option<Arc<Seat>> {
-    SEAT.with_borrow(|seat| seat.clone().filter(|seat| seat.may_block.load(Relaxed)))
+    SEAT.with_borrow(|seat| seat.clone().filter(|seat| seat.may_block()))
 }

@@ -8,76 +8,50 @@ use std::sync::Arc;
 use crate::engine::Seat;
 use crate::export::Export;
 
-/// The connections of one worker.
+/// The connections of one worker that have chosen an export.
 pub(super) struct Company {
-    seat: Arc<Seat>,
-    members: RefCell<Members>,
-}
-
-#[derive(Default)]
-struct Members {
-    /// Connections that have not chosen an export.
-    undecided: usize,
-    /// Connections of each export, by its address.
-    exports: HashMap<usize, usize>,
+    /// What others know of the worker's thread.
+    pub(super) seat: Arc<Seat>,
+    /// How many use each export, by its address.
+    exports: RefCell<HashMap<usize, usize>>,
 }
 
 impl Company {
     pub(super) fn new(seat: Arc<Seat>) -> Rc<Company> {
-        Rc::new(Company { seat, members: RefCell::default() })
+        Rc::new(Company { seat, exports: RefCell::default() })
     }
 
-    /// A connection has come.
-    pub(super) fn join(self: &Rc<Company>) -> Member {
-        self.change(|members| members.undecided += 1);
-        Member { company: self.clone(), export: None }
+    /// A connection has chosen an export.
+    pub(super) fn join(self: &Rc<Company>, export: &Arc<Export>) -> Member {
+        let export = Arc::as_ptr(export).addr();
+        *self.exports.borrow_mut().entry(export).or_default() += 1;
+        self.tell();
+        Member { company: self.clone(), export }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Members)) {
-        let mut members = self.members.borrow_mut();
-        change(&mut members);
-        self.seat.set_may_block(members.undecided == 0 && members.exports.len() == 1);
+    fn tell(&self) {
+        let exports = self.exports.borrow();
+        let together = if exports.len() == 1 { exports.values().sum() } else { 0 };
+        self.seat.set_together(together);
     }
 }
 
 /// A connection; it leaves when this is dropped.
 pub(super) struct Member {
     company: Rc<Company>,
-    export: Option<usize>,
-}
-
-impl Member {
-    /// It has chosen an export.
-    pub(super) fn choose(&mut self, export: &Arc<Export>) {
-        let chosen = Arc::as_ptr(export).addr();
-        self.leave();
-        self.company.change(|members| *members.exports.entry(chosen).or_default() += 1);
-        self.export = Some(chosen);
-    }
-
-    /// What others know of its thread.
-    pub(super) fn seat(&self) -> Arc<Seat> {
-        self.company.seat.clone()
-    }
-
-    fn leave(&self) {
-        let export = self.export;
-        self.company.change(|members| match export {
-            None => members.undecided -= 1,
-            Some(export) => {
-                let others = members.exports.get_mut(&export).expect("it has joined");
-                *others -= 1;
-                if *others == 0 {
-                    members.exports.remove(&export);
-                }
-            }
-        });
-    }
+    export: usize,
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.leave();
+        let mut exports = self.company.exports.borrow_mut();
+        let left = exports.get_mut(&self.export).expect("it has joined");
+        *left -= 1;
+        if *left == 0 {
+            exports.remove(&self.export);
+        }
+        drop(exports);
+        self.company.tell();
     }
 }
 
@@ -103,19 +77,21 @@ mod tests {
         let company = Company::new(seat.clone());
         let may_block = || seat::take().is_some();
         assert!(!may_block());
-        let mut first = company.join();
+        let first = seat.occupy();
         assert!(!may_block());
-        first.choose(&one);
+        let first_member = company.join(&one);
         assert!(may_block());
-        let mut second = company.join();
+        let second = seat.occupy();
         assert!(!may_block(), "the second would wait for its choice");
-        second.choose(&one);
+        let second_member = company.join(&one);
         assert!(may_block());
-        let mut third = company.join();
-        third.choose(&other);
+        let third = seat.occupy();
+        let third_member = company.join(&other);
         assert!(!may_block());
-        drop(third);
+        drop((third_member, third));
         assert!(may_block());
+        drop((first_member, second_member));
+        assert!(!may_block(), "they have yet to say goodbye");
         drop((first, second));
         assert!(!may_block());
     }
