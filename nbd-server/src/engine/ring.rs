@@ -27,7 +27,7 @@ use crate::buf::IoBuf;
 /// Operations that one submission takes; more are submitted at once.
 const SUBMISSIONS: u32 = 256;
 /// Operations in flight: as many answers as the kernel keeps without asking for memory.
-pub const IN_FLIGHT_MAX: usize = 4096;
+const IN_FLIGHT_MAX: usize = 4096;
 
 /// A worker's ring.
 pub struct Ring {
@@ -194,10 +194,13 @@ impl State {
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         // SAFETY: the entry's file and buffer are held in `operations` until the kernel has answered, and
         // nobody reaches them there; a buffer's bytes do not move when the buffer does.
-        while unsafe { self.uring.submission().push(entry) }.is_err() {
-            self.submit(0)?;
+        let push = |uring: &mut IoUring| unsafe { uring.submission().push(entry) };
+        if push(&mut self.uring).is_ok() {
+            return Ok(());
         }
-        Ok(())
+        // What is queued makes room by being submitted, unless the kernel is short of memory.
+        self.submit(0)?;
+        push(&mut self.uring).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
     /// Queues an operation and has it submitted with whatever else comes in this tick.
