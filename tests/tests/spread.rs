@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use common::proto::{CommandType, WireError};
-use tests::client::{Client, FUA, PLAIN};
+use tests::client::{Client, FUA, PLAIN, Socket};
 use tests::disk::{Disk, pattern};
 use tests::server::Server;
 use tests::trace::{self, Trace, Traced, What};
@@ -54,8 +54,12 @@ fn one_who_comes_while_a_disk_hangs_is_served() {
     let mut slow = Client::try_connect(endpoint, "a").unwrap();
     let begun = Instant::now();
     let cookie = begin_slow(&mut slow, &a);
-    // A worker is known to be stuck a little later than it is.
-    std::thread::sleep(Duration::from_millis(50));
+    // A worker is known to be stuck a little later than it is: whoever comes before has to wait with it.
+    let mut early = Vec::new();
+    wait_until("the server to notice", || {
+        early.push(Socket::connect(endpoint).expect("the server listens"));
+        traced.server.log().contains("starting another one")
+    });
     for _ in 0..3 {
         reads_and_writes(&mut Client::try_connect(endpoint, "b").unwrap());
     }
