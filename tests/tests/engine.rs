@@ -205,12 +205,16 @@ fn long_reads_of(disk: &Disk, content: &[u8]) {
     for endpoint in server.endpoints() {
         let mut client = Client::connect(endpoint);
         for (at, len) in [(0_u32, 8 << 20), (12_345, 1 << 20), (4096, 65_536), (8 << 20, 0)] {
-            let read = client.read(at.into(), len).unwrap();
+            let read = client.read(at.into(), len).expect("it is there");
             let (at, len) = (at as usize, len as usize);
             assert!(read == content[at..at + len], "{len} bytes at {at}");
         }
     }
-    OpenOptions::new().write(true).open(disk.path()).unwrap().set_len(MIB).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(disk.path())
+        .and_then(|file| file.set_len(MIB))
+        .expect("it can be cut");
     // What was begun cannot be taken back, so the connection ends; the next one is told what is wrong.
     let mut client = Client::connect(server.endpoint());
     client.send(common::proto::CommandType::READ, PLAIN, 0, 2 << 20);
@@ -218,7 +222,7 @@ fn long_reads_of(disk: &Disk, content: &[u8]) {
     assert!(first.map_or(true, |reply| reply.error == WireError::EIO), "data that is not there was told");
     let mut client = Client::connect(server.endpoint());
     assert_eq!(client.read(0, 2 << 20), Err(WireError::EIO));
-    assert!(client.read(0, 1 << 20).unwrap() == content[..1 << 20]);
+    assert!(client.read(0, 1 << 20).expect("it is there") == content[..1 << 20]);
 }
 
 #[test]
