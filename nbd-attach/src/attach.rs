@@ -4,35 +4,36 @@
 //! From that moment a device may exist, and every way out but success takes it back.
 
 pub mod claim;
+pub mod existing;
 pub mod geometry;
 pub mod settle;
 pub mod undo;
 
 use crate::config::{AttachConfig, Keep, Output};
 use crate::device::Index;
-use crate::dial::{DialError, dial, hasten};
+use crate::dial::hasten;
 use crate::driver::{self, DriverError};
+use crate::event::now;
 use crate::host::Host;
-use crate::identifier;
+use crate::identifier::{self, Id};
 use crate::interrupt::Interrupt;
-use crate::negotiate::{NegotiateError, negotiate};
-use crate::netlink::client::{Connect, NetlinkError};
+use crate::netlink::client::{Connect, NetlinkError, Socket};
+use crate::opener::{Ends, OpenError, Opener};
+use crate::registry::{Connection, Record, Remembered};
+use crate::tls::kernel::Cipher;
 use claim::{ClaimError, claim};
 use common::handshake::Export;
 use common::proto::TransmissionFlags;
+use existing::{ExistingError, existing};
 use geometry::{Geometry, GeometryError};
 use serde::Serialize;
 use settle::{SettleError, Verdict, settle};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 use undo::{Attempt, UndoError};
 
-/// For the name look-up and the TCP handshake of one connection.
-const DIAL_PATIENCE: Duration = Duration::from_secs(10);
-/// For the NBD handshake of one connection.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// For connecting, for TLS and for the NBD handshake of one connection, each.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// Devices to try before giving up on finding one without stale limits. One renewal is enough
 /// unless others attach and detach at the same time.
 const ROUNDS_MAX: usize = 4;
@@ -56,6 +57,8 @@ pub struct Attached {
     pub connections: usize,
     /// What was attached.
     pub uri: String,
+    /// As what.
+    pub id: Option<String>,
     /// What `/sys/block/nbdN/backend` says.
     pub backend: String,
 }
@@ -65,10 +68,21 @@ pub struct Attached {
 pub struct Held {
     /// What was attached.
     pub attached: Attached,
-    /// Our own descriptors of its connections.
-    pub sockets: Arc<[OwnedFd]>,
-    /// What the server said about the export.
-    pub export: Export,
+    /// What is remembered of it.
+    pub record: Record,
+    /// Our own descriptors of its connections; none if somebody else made them.
+    pub sockets: Vec<Socket>,
+    /// What the kernel encrypts with, if we know.
+    pub cipher: Option<Cipher>,
+}
+
+/// What attaching led to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A new device.
+    Made(Held),
+    /// The device that bears the id already, with what is remembered of it, if anything is.
+    There(Attached, Option<Record>),
 }
 
 /// Why there is no device.
@@ -79,10 +93,10 @@ pub enum AttachError {
     Driver(#[from] DriverError),
     /// No connection.
     #[error(transparent)]
-    Dial(#[from] DialError),
-    /// No handshake.
+    Open(#[from] OpenError),
+    /// The id is taken.
     #[error(transparent)]
-    Negotiate(#[from] NegotiateError),
+    Existing(#[from] ExistingError),
     /// No device can look like that.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -140,21 +154,41 @@ pub async fn attach(
     host: &Host,
     interrupt: &mut Interrupt,
     out: &mut dyn Write,
-) -> Result<Held, AttachError> {
+) -> Result<Outcome, AttachError> {
     driver::check_privilege()?;
     driver::ensure_loaded(&host.sysfs).await?;
+    let Some(id) = &config.id else {
+        return attach_anew(config, host, interrupt, out).await.map(Outcome::Made);
+    };
+    // Held until the kernel knows the name, so that it is given once.
+    let _turn = existing::turn(host, id).await?;
+    match existing(config, host, id)? {
+        Some((attached, record)) => {
+            print(&attached, config.output, out)?;
+            Ok(Outcome::There(attached, record))
+        }
+        None => attach_anew(config, host, interrupt, out).await.map(Outcome::Made),
+    }
+}
+
+async fn attach_anew(
+    config: &AttachConfig,
+    host: &Host,
+    interrupt: &mut Interrupt,
+    out: &mut dyn Write,
+) -> Result<Held, AttachError> {
+    let opener = Opener::new(&config.uri, config.tls.as_ref());
     let mut device = config.device;
     for _ in 0..ROUNDS_MAX {
-        let (sockets, mut told) = tokio::select! {
-            links = open_links(config) => links?,
+        let links = tokio::select! {
+            links = open_links(config, &opener) => links?,
             signal = interrupt.caught() => return Err(AttachError::Interrupted(signal)),
         };
-        let geometry = Geometry::decide(config, &told, host.page_size)?;
-        let attempt = Attempt { backend: identifier::create(&config.uri)?, sockets };
+        let geometry = Geometry::decide(config, &links.told, host.page_size)?;
+        let backend = identifier::create(&config.uri, config.id.as_ref())?;
+        let attempt = Attempt { backend, sockets: links.sockets.clone() };
         match make(config, host, interrupt, out, &attempt, &geometry, device).await {
-            Ok(Made::Device(attached)) => {
-                return Ok(Held { attached, sockets: attempt.sockets, export: told.swap_remove(0) });
-            }
+            Ok(Made::Device(attached)) => return Ok(hold(config, host, attached, links)),
             Ok(Made::Stale(index)) => {
                 tracing::debug!("{index} keeps limits of an earlier server; making it anew");
                 let cause = || Box::new(AttachError::Stale);
@@ -173,6 +207,31 @@ pub async fn attach(
         }
     }
     Err(AttachError::Stale)
+}
+
+/// Remembers what was made. A device works without that, only this tool then knows less of it.
+fn hold(config: &AttachConfig, host: &Host, attached: Attached, links: Links) -> Held {
+    let record = Record {
+        backend: attached.backend.clone(),
+        attach: config.typed.clone(),
+        export: Remembered::from(&links.told[0]),
+        block_size: attached.block_size,
+        cipher: links.cipher.map(|cipher| format!("{:?}", cipher.suite)),
+        attached_at: now(),
+        reconnected_at: None,
+        reconnects: 0,
+        keeper: None,
+        connections: vec![Connection::Unknown; config.connections],
+        ends: links.ends,
+        events: vec![],
+    };
+    let remembered = Index::new(attached.index)
+        .map_err(io::Error::other)
+        .and_then(|index| host.registry.remember(index, &record));
+    if let Err(error) = remembered {
+        tracing::warn!("the device will not be remembered: {error}");
+    }
+    Held { attached, record, sockets: links.sockets, cipher: links.cipher }
 }
 
 enum Made {
@@ -208,27 +267,33 @@ async fn make(
     }
 }
 
-type Links = (Arc<[OwnedFd]>, Vec<Export>);
+/// Connections whose handshake is done, and what each was told.
+struct Links {
+    sockets: Vec<Socket>,
+    told: Vec<Export>,
+    ends: Vec<Option<Ends>>,
+    cipher: Option<Cipher>,
+}
 
 /// Connects and negotiates, as often as asked.
-async fn open_links(config: &AttachConfig) -> Result<Links, AttachError> {
-    let (mut sockets, mut told) = (Vec::new(), Vec::new());
+async fn open_links(config: &AttachConfig, opener: &Opener<'_>) -> Result<Links, AttachError> {
+    let mut links = Links { sockets: vec![], told: vec![], ends: vec![], cipher: None };
     for number in 1..=config.connections {
-        let mut link = dial(&config.uri.transport, DIAL_PATIENCE).await?;
-        let export = negotiate(link.stream(), &config.uri.export, HANDSHAKE_PATIENCE).await?;
-        tracing::debug!("connection {number}: {export:?}");
-        if config.connections > 1 && !export.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
+        let opened = opener.open(OPEN_PATIENCE).await?;
+        tracing::debug!("connection {number}: {:?}", opened.export);
+        if config.connections > 1 && !opened.export.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
             // Servers that allow one connection may let the second one wait for ever.
             return Err(GeometryError::SingleConnection.into());
         }
-        let socket = link.into_fd()?;
         if config.keep == Keep::Reconnect {
-            hasten(&socket, config.timeout);
+            hasten(&opened.socket, config.timeout);
         }
-        sockets.push(socket);
-        told.push(export);
+        links.sockets.push(Socket::new(opened.socket));
+        links.told.push(opened.export);
+        links.ends.push(opened.ends);
+        links.cipher = opened.cipher;
     }
-    Ok((sockets.into(), told))
+    Ok(links)
 }
 
 fn connect(config: &AttachConfig, attempt: &Attempt, geometry: &Geometry, index: Option<Index>) -> Connect {
@@ -267,6 +332,7 @@ fn describe(config: &AttachConfig, attempt: &Attempt, geometry: &Geometry, index
         flags: geometry.flags.names().collect(),
         connections: config.connections,
         uri: config.uri.to_string(),
+        id: config.id.as_ref().map(Id::to_string),
         backend: attempt.backend.clone(),
     }
 }

@@ -3,6 +3,9 @@
 //! Opening, reading or flushing a device whose server is gone sleeps where no signal reaches. The
 //! thread is left behind when time is up; it ends when the device is disconnected.
 
+use std::ffi::OsStr;
+use std::io;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -24,6 +27,34 @@ pub async fn bounded<T: Send + 'static>(
     match tokio::time::timeout(patience, wait).await {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(_)) | Err(_) => Err(TooSlow(patience)),
+    }
+}
+
+/// This program again, to do what may hang: a process cannot end while one of its threads waits in the kernel, but
+/// it can leave another process behind.
+#[derive(Debug)]
+pub struct Child(Command);
+
+impl Child {
+    /// With these arguments.
+    pub fn of_ours(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Child {
+        // By its own name, which users of the device are listed by; by the link where that is gone.
+        let named = std::env::current_exe().ok().filter(|path| path.exists());
+        let mut child = Command::new(named.unwrap_or_else(|| "/proc/self/exe".into()));
+        child.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Child(child)
+    }
+
+    /// Runs it to its end. Its exit code is an error number.
+    ///
+    /// # Errors
+    /// It could not be started, or what it did failed.
+    pub fn finished(mut self) -> io::Result<()> {
+        match self.0.status()?.code() {
+            Some(0) => Ok(()),
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Err(io::Error::other("the process that was to do it was killed")),
+        }
     }
 }
 

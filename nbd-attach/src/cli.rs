@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
 
 /// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
 #[derive(Debug, Parser)]
@@ -24,9 +25,14 @@ Examples:
   nbd-attach info nbd://server                     what the server offers
   nbd-attach detach /dev/nbd0
 
+A device that outlives its server, and this command:
+  nbd-attach attach --keep --id data nbds://server/disk --tls-certificates /etc/pki/nbd
+  nbd-attach watch                                 what happens to the devices, as it happens
+  nbd-attach detach data
+
 Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
 
-/// The four commands, and a fifth for the second's own use.
+/// The commands, and some for the system's own use.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Connect to a server and attach its export as a block device
@@ -35,6 +41,12 @@ pub enum Command {
     Detach(Detach),
     /// Show the attached devices
     Status(Status),
+    /// Print what happens to the attached devices, as it happens
+    Watch(Watch),
+    /// Stay and reconnect a device that is attached already
+    Keep(Keep),
+    /// Attach an entry of the table and keep it, for the service nbd-attach@NAME
+    Up(Up),
     /// Show what a server offers, without attaching anything
     Info(Info),
     /// What detach has another process do
@@ -43,14 +55,43 @@ pub enum Command {
         /// A device, or any file of a file system
         files: Vec<PathBuf>,
     },
+    /// What detach --force has another process do
+    #[command(hide = true)]
+    Disconnect {
+        /// A device
+        device: String,
+    },
+    /// What the udev rule asks about a device: its properties
+    #[command(hide = true)]
+    Udev {
+        /// nbdN or nbdNpM
+        name: String,
+    },
+    /// What systemd runs at boot: units for the entries of the table
+    #[command(hide = true)]
+    Generate {
+        /// Where the units go, and two places for others
+        #[arg(required = true)]
+        directories: Vec<PathBuf>,
+        /// The table
+        #[arg(long, default_value = TAB)]
+        tab: PathBuf,
+    },
 }
 
+/// Where the table is.
+pub const TAB: &str = "/etc/nbd-attach.tab";
+
 /// `nbd-attach attach`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[command(after_help = ATTACH_NOTES)]
 pub struct Attach {
-    /// nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// nbd://HOST:PORT/EXPORT, nbds://HOST:PORT/EXPORT for TLS, or nbd+unix:///EXPORT?socket=PATH
     pub uri: String,
+    /// A name for the device, by which it is found again: attaching the same URI by the same id twice gives
+    /// the same device, and with the udev rule it is /dev/disk/by-id/nbd-ID
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
     /// Attach as this device instead of any free one
     #[arg(long, value_name = "/dev/nbdN")]
     pub device: Option<String>,
@@ -67,6 +108,20 @@ pub struct Attach {
     /// --keep, an hour]
     #[arg(long, value_name = "S")]
     pub dead_connection_timeout: Option<u64>,
+    /// With --keep: seconds between two looks whether the export has grown; 0 is never
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub growth_interval: u64,
+    /// TLS: directory with ca-cert.pem, and with client-cert.pem and client-key.pem where the server
+    /// wants to know its clients [default: tls-certificates= of the URI]
+    #[arg(long, value_name = "DIR")]
+    pub tls_certificates: Option<PathBuf>,
+    /// TLS: name in the server's certificate [default: the host of the URI]
+    #[arg(long, value_name = "NAME")]
+    pub tls_hostname: Option<String>,
+    /// TLS, with --keep: records after which connections are made anew, because keys wear out [default: half of
+    /// what AES-GCM allows; never for ChaCha20]
+    #[arg(long, value_name = "N")]
+    pub renew_after: Option<u64>,
     /// Block size of the device; 512 unless given, or the server's minimum where that is larger
     #[arg(long, value_name = "B")]
     pub block_size: Option<u32>,
@@ -86,14 +141,16 @@ With --timeout 0 such a request hangs for ever and so does whoever waits for it.
 With --keep this process stays until the device is detached. Requests wait while the server is away, and \
 those in flight are sent again once --timeout has passed. A server that comes back with another export, \
 fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
-Ended by a signal, it leaves the device attached. With --json it prints a line per event.
+Ended by a signal, it leaves the device attached; the same command with the same --id, or `nbd-attach keep`, \
+takes it up again. With --json it prints a line per event.
+With nbds:// the kernel encrypts: it needs its tls module, and a server on TCP.
 --dead-connection-timeout without --keep only helps when something else reconnects.";
 
 /// `nbd-attach detach`.
 #[derive(Debug, Args)]
 #[command(after_help = DETACH_NOTES)]
 pub struct Detach {
-    /// The device
+    /// The device, or the id it was attached by
     #[arg(value_name = "DEVICE")]
     pub device: String,
     /// Detach even when in use, when it cannot be flushed, or when another tool attached it
@@ -108,13 +165,75 @@ nor open in a program, and everything written must have reached the server. With
 /// `nbd-attach status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Show only this device; fails when it is not attached
+    /// Show only this device, or the one attached by this id; fails when it is not attached
     #[arg(value_name = "DEVICE")]
     pub device: Option<String>,
     /// Print a JSON array
     #[arg(long)]
     pub json: bool,
 }
+
+/// `nbd-attach watch`.
+#[derive(Debug, Args)]
+#[command(after_help = WATCH_NOTES)]
+pub struct Watch {
+    /// Print only what happens to this device, or to the one attached by this id
+    #[arg(value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Print a JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const WATCH_NOTES: &str = "\
+It begins with the devices that are attached and goes on until it is ended. Of devices that nobody keeps \
+(see attach --keep) only the kernel tells that a connection has died, and not which.";
+
+/// `nbd-attach keep`.
+#[derive(Debug, Args)]
+#[command(after_help = KEEP_NOTES)]
+pub struct Keep {
+    /// The device, or the id it was attached by
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
+    /// Seconds a request may wait for its reply before its connection counts as dead [default: as attached]
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<u64>,
+    /// Seconds requests wait for a new connection once all are dead, before they fail [default: as attached with
+    /// --keep, else an hour]
+    #[arg(long, value_name = "S")]
+    pub dead_connection_timeout: Option<u64>,
+    /// Print a JSON object per event
+    #[arg(long)]
+    pub json: bool,
+}
+
+const KEEP_NOTES: &str = "\
+For a device whose keeper has ended, or that was attached without --keep, by this tool and since the machine \
+was started. The kernel does not tell which of its connections are dead, so new ones are offered to it: at \
+once, whenever it says that one has died, and from time to time.";
+
+/// `nbd-attach up`.
+#[derive(Debug, Args)]
+#[command(after_help = UP_NOTES)]
+pub struct Up {
+    /// The entry's name, which becomes the device's id
+    pub name: String,
+    /// The table
+    #[arg(long, value_name = "FILE", default_value = TAB)]
+    pub tab: PathBuf,
+}
+
+const UP_NOTES: &str = "\
+The table has a line per device: a name, a URI and options of `nbd-attach attach` without their dashes, joined \
+by commas:
+
+  data   nbd://server/disk
+  vault  nbds://server/vault   connections=4,tls-certificates=/etc/pki/nbd
+
+Every entry is attached with --keep and --id NAME. With the units installed, `systemctl start \
+nbd-attach@data` does it, /dev/disk/by-id/nbd-data appears, and a line of /etc/fstab that mounts it needs \
+no more than _netdev. The option noauto leaves an entry alone at boot.";
 
 /// `nbd-attach info`.
 #[derive(Debug, Args)]

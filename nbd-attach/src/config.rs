@@ -1,9 +1,11 @@
 //! What the command line means: every value checked and typed, every refusal a sentence.
 
 use crate::cli;
-use crate::device::{DeviceNameError, Index};
+use crate::device::{DeviceNameError, Index, Named};
+use crate::identifier::{Id, IdError};
 use crate::tls::{Connector, TlsError};
 use common::uri::{Tls, Transport, Uri, UriError};
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 /// Connections per device. The driver makes one hardware queue per CPU at most; more sockets than
@@ -13,15 +15,21 @@ pub const CONNECTIONS_MAX: usize = 64;
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// How long requests wait for a server to come back, where somebody reconnects and nothing else was said: an
 /// hour.
-const KEPT_SECONDS: u64 = 3600;
+pub const KEPT_SECONDS: u64 = 3600;
 /// The smallest block the driver accepts.
 pub const BLOCK_SIZE_MIN: u32 = 512;
 
 /// How a device is to be attached.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AttachConfig {
+    /// What was typed, for those who attach the same again. Its paths are absolute.
+    pub typed: cli::Attach,
     /// Where the export is.
     pub uri: Uri,
+    /// How to encrypt, where the URI says so.
+    pub tls: Option<Connector>,
+    /// A name for the device.
+    pub id: Option<Id>,
     /// The device asked for, if any.
     pub device: Option<Index>,
     /// At least one.
@@ -30,6 +38,10 @@ pub struct AttachConfig {
     pub timeout: Duration,
     /// Zero is not to wait.
     pub dead_connection_timeout: Duration,
+    /// Between two looks whether the export has grown; zero is never.
+    pub growth_interval: Duration,
+    /// Records of TLS after which a connection is made anew, if not as the cipher wants it.
+    pub renew_after: Option<u64>,
     /// What was asked for, if anything.
     pub block_size: Option<u32>,
     /// Whether writing is wanted.
@@ -68,10 +80,10 @@ pub enum Output {
 }
 
 /// How a device is to be detached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DetachConfig {
     /// Which.
-    pub device: Index,
+    pub device: Named,
     /// What to do about a device in use.
     pub insistence: Insistence,
 }
@@ -96,11 +108,24 @@ pub struct InfoConfig {
     pub output: Output,
 }
 
-/// What is to be shown.
-#[derive(Clone, Copy, Debug)]
+/// How an attached device is to be kept.
+#[derive(Clone, Debug)]
+pub struct KeepConfig {
+    /// Which.
+    pub device: Named,
+    /// How long a request may wait, if not as before.
+    pub timeout: Option<Duration>,
+    /// How long requests wait for a new connection, if not as before.
+    pub dead_connection_timeout: Option<Duration>,
+    /// How to print the events.
+    pub output: Output,
+}
+
+/// What is to be shown, once or for ever.
+#[derive(Clone, Debug)]
 pub struct StatusConfig {
     /// One device, or all attached ones.
-    pub device: Option<Index>,
+    pub device: Option<Named>,
     /// How.
     pub output: Output,
 }
@@ -114,9 +139,18 @@ pub enum ConfigError {
     /// Not a device of the driver.
     #[error(transparent)]
     Device(#[from] DeviceNameError),
-    /// nbds.
-    #[error("{0}: attaching over TLS is not supported yet; use nbd:// or nbd+unix://")]
-    Tls(Uri),
+    /// Not a name for one.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// A path that cannot be made absolute.
+    #[error("{0}")]
+    Path(#[from] std::io::Error),
+    /// TLS options without TLS.
+    #[error("{0} is for nbds://, which encrypts; the URI says nbd://, which does not")]
+    NotEncrypted(&'static str),
+    /// Waiting for ever for what was sent on a dead connection.
+    #[error("--keep needs a --timeout above 0: what is in flight is sent again when its time is up")]
+    KeepForEver,
     /// nbd+vsock.
     #[error("{0}: the kernel's nbd driver takes only TCP and Unix sockets, no vsock")]
     Vsock(Uri),
@@ -149,7 +183,15 @@ pub enum ConfigError {
 impl AttachConfig {
     /// Gives meaning to what was typed, on a machine of this page size.
     pub fn new(typed: &cli::Attach, page_size: u32) -> Result<AttachConfig, ConfigError> {
-        let uri = reachable(&typed.uri)?;
+        let (uri, typed) = reachable(typed)?;
+        let certificates = typed.tls_certificates.as_deref();
+        let tls = encryption(&uri, certificates, typed.tls_hostname.as_deref())?;
+        if tls.is_none() {
+            not_encrypted(&typed)?;
+        }
+        if typed.keep && typed.timeout == 0 {
+            return Err(ConfigError::KeepForEver);
+        }
         if !(1..=CONNECTIONS_MAX).contains(&typed.connections) {
             return Err(ConfigError::Connections(typed.connections));
         }
@@ -161,6 +203,8 @@ impl AttachConfig {
         }
         Ok(AttachConfig {
             uri,
+            tls,
+            id: typed.id.as_deref().map(str::parse).transpose()?,
             device: typed.device.as_deref().map(str::parse).transpose()?,
             connections: typed.connections,
             timeout: seconds("--timeout", typed.timeout)?,
@@ -168,24 +212,94 @@ impl AttachConfig {
                 "--dead-connection-timeout",
                 typed.dead_connection_timeout.unwrap_or(if typed.keep { KEPT_SECONDS } else { 0 }),
             )?,
+            growth_interval: seconds("--growth-interval", typed.growth_interval)?,
+            renew_after: typed.renew_after,
             block_size: typed.block_size,
             access: if typed.read_only { Access::ReadOnly } else { Access::AsOffered },
             keep: if typed.keep { Keep::Reconnect } else { Keep::No },
             output: output(typed.json),
+            typed,
         })
     }
 }
 
-/// Reads a URI and refuses what the driver cannot reach.
-fn reachable(typed: &str) -> Result<Uri, ConfigError> {
-    let uri: Uri = typed.parse()?;
-    if matches!(uri.transport, Transport::Vsock { .. }) {
-        return Err(ConfigError::Vsock(uri));
+impl KeepConfig {
+    /// How the device is attached with these wishes in the place of what was typed then.
+    #[must_use]
+    pub fn applied_to(&self, typed: &cli::Attach) -> cli::Attach {
+        let waits = self.dead_connection_timeout.map(|time| time.as_secs());
+        // Where nobody was to reconnect, there was nothing to wait for.
+        let before = typed.dead_connection_timeout.filter(|_| typed.keep);
+        cli::Attach {
+            keep: true,
+            timeout: self.timeout.map_or(typed.timeout, |time| time.as_secs()),
+            dead_connection_timeout: waits.or(before),
+            json: self.output == Output::Json,
+            ..typed.clone()
+        }
     }
-    if uri.tls == Tls::Required {
-        return Err(ConfigError::Tls(uri));
+}
+
+/// Reads the URI, makes its paths and those beside it absolute, and refuses what the driver cannot reach.
+fn reachable(typed: &cli::Attach) -> Result<(Uri, cli::Attach), ConfigError> {
+    let mut uri: Uri = typed.uri.parse()?;
+    match &mut uri.transport {
+        Transport::Vsock { .. } => return Err(ConfigError::Vsock(uri)),
+        Transport::Unix { .. } if uri.tls == Tls::Required => return Err(TlsError::OnlyTcp.into()),
+        Transport::Unix { path } => *path = absolute(&path)?,
+        Transport::Tcp { .. } => {}
     }
-    Ok(uri)
+    let path = |path: &Option<PathBuf>| path.as_ref().map(absolute).transpose();
+    uri.certificates = path(&uri.certificates)?;
+    let tls_certificates = path(&typed.tls_certificates)?;
+    let typed = cli::Attach { uri: uri.to_string(), tls_certificates, ..typed.clone() };
+    Ok((uri, typed))
+}
+
+fn encryption(
+    uri: &Uri,
+    certificates: Option<&Path>,
+    hostname: Option<&str>,
+) -> Result<Option<Connector>, TlsError> {
+    if uri.tls == Tls::Off {
+        return Ok(None);
+    }
+    let host = match &uri.transport {
+        Transport::Tcp { host, .. } => host,
+        Transport::Unix { .. } | Transport::Vsock { .. } => "localhost",
+    };
+    let certificates = certificates.or(uri.certificates.as_deref());
+    Connector::open(certificates, hostname.unwrap_or(host)).map(Some)
+}
+
+fn not_encrypted(typed: &cli::Attach) -> Result<(), ConfigError> {
+    let options = [
+        ("--tls-certificates", typed.tls_certificates.is_some()),
+        ("--tls-hostname", typed.tls_hostname.is_some()),
+        ("--renew-after", typed.renew_after.is_some()),
+    ];
+    match options.into_iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(ConfigError::NotEncrypted(option)),
+        None => Ok(()),
+    }
+}
+
+impl KeepConfig {
+    /// Gives meaning to what was typed.
+    pub fn new(typed: &cli::Keep) -> Result<KeepConfig, ConfigError> {
+        if typed.timeout == Some(0) {
+            return Err(ConfigError::KeepForEver);
+        }
+        let dead = typed.dead_connection_timeout;
+        Ok(KeepConfig {
+            device: typed.device.parse()?,
+            timeout: typed.timeout.map(|time| seconds("--timeout", time)).transpose()?,
+            dead_connection_timeout: dead
+                .map(|time| seconds("--dead-connection-timeout", time))
+                .transpose()?,
+            output: output(typed.json),
+        })
+    }
 }
 
 impl DetachConfig {
@@ -198,9 +312,8 @@ impl DetachConfig {
 
 impl StatusConfig {
     /// Gives meaning to what was typed.
-    pub fn new(typed: &cli::Status) -> Result<StatusConfig, ConfigError> {
-        let device = typed.device.as_deref().map(str::parse).transpose()?;
-        Ok(StatusConfig { device, output: output(typed.json) })
+    pub fn new(device: Option<&str>, json: bool) -> Result<StatusConfig, ConfigError> {
+        Ok(StatusConfig { device: device.map(str::parse).transpose()?, output: output(json) })
     }
 }
 
@@ -208,17 +321,7 @@ impl InfoConfig {
     /// Gives meaning to what was typed.
     pub fn new(typed: &cli::Info) -> Result<InfoConfig, ConfigError> {
         let uri: Uri = typed.uri.parse()?;
-        let tls = match uri.tls {
-            Tls::Off => None,
-            Tls::Required => {
-                let dir = typed.tls_certificates.as_deref().or(uri.certificates.as_deref());
-                let host = match &uri.transport {
-                    Transport::Tcp { host, .. } => host,
-                    Transport::Unix { .. } | Transport::Vsock { .. } => "localhost",
-                };
-                Some(Connector::open(dir, typed.tls_hostname.as_deref().unwrap_or(host))?)
-            }
-        };
+        let tls = encryption(&uri, typed.tls_certificates.as_deref(), typed.tls_hostname.as_deref())?;
         Ok(InfoConfig { uri, tls, output: output(typed.json) })
     }
 }
@@ -233,59 +336,5 @@ fn seconds(option: &'static str, seconds: u64) -> Result<Duration, ConfigError> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    fn attach(arguments: &[&str]) -> Result<AttachConfig, String> {
-        let words = ["nbd-attach", "attach"].iter().chain(arguments);
-        match cli::Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
-            cli::Command::Attach(typed) => AttachConfig::new(&typed, 4096).map_err(|error| error.to_string()),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn defaults() {
-        let config = attach(&["nbd://host/x"]).unwrap();
-        assert_eq!((config.connections, config.device, config.block_size), (1, None, None));
-        assert_eq!(config.timeout, Duration::from_secs(10));
-        assert_eq!(config.dead_connection_timeout, Duration::ZERO);
-        assert_eq!((config.access, config.output), (Access::AsOffered, Output::Human));
-    }
-
-    #[test]
-    fn a_device_that_is_kept_waits_for_its_server() {
-        let config = attach(&["nbd://host/x", "--keep"]).unwrap();
-        assert_eq!(
-            (config.keep, config.dead_connection_timeout),
-            (Keep::Reconnect, Duration::from_secs(3600))
-        );
-        let config = attach(&["nbd://host/x", "--keep", "--dead-connection-timeout", "5"]).unwrap();
-        assert_eq!(config.dead_connection_timeout, Duration::from_secs(5));
-    }
-
-    #[test]
-    fn every_misuse_gets_a_sentence() {
-        for (arguments, part) in [
-            (&["http://host/x"][..], "NBD"),
-            (&["nbds://host/x"], "TLS is not supported yet"),
-            (&["nbds+unix:///x?socket=/s"], "TLS is not supported yet"),
-            (&["nbd+vsock://2/x"], "no vsock"),
-            (&["nbds+vsock://2/x"], "no vsock"),
-            (&["nbd://h", "--device", "/dev/sda"], "say /dev/nbdN"),
-            (&["nbd://h", "--device", "/dev/nbd0p1"], "name the whole device"),
-            (&["nbd://h", "--connections", "0"], "from 1 to 64"),
-            (&["nbd://h", "--connections", "65"], "from 1 to 64"),
-            (&["nbd://h", "--timeout", "86401"], "at most 86400"),
-            (&["nbd://h", "--dead-connection-timeout", "99999999"], "at most 86400"),
-            (&["nbd://h", "--block-size", "3000"], "power of two"),
-            (&["nbd://h", "--block-size", "256"], "from 512 to 4096"),
-            (&["nbd://h", "--block-size", "8192"], "from 512 to 4096"),
-            (&[], "<URI>"),
-        ] {
-            let error = attach(arguments).unwrap_err();
-            assert!(error.contains(part), "{arguments:?}: {error}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

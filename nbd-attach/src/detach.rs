@@ -4,13 +4,15 @@
 //! The device is held open exclusively meanwhile, so that nobody mounts it in between; this also
 //! finds users that this mount namespace does not see.
 
-use crate::bounded::{TooSlow, bounded};
+use crate::bounded::{Child, TooSlow, bounded};
 use crate::config::{DetachConfig, Insistence};
 use crate::device::Index;
 use crate::driver::{self, DriverError};
-use crate::host::Host;
+use crate::host::{Host, NotAttached};
 use crate::identifier;
 use crate::netlink::client::NetlinkError;
+use crate::netlink::destroy::destroy;
+use crate::opener::Ends;
 use crate::sysfs::DeviceDir;
 use crate::usage::{Use, uses_of};
 use nix::libc::{EBUSY, EIO, O_EXCL};
@@ -18,7 +20,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -29,9 +30,13 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(15);
 /// A server may have gigabytes of ours to put on its disk.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
 /// Who insists has given up on a server that takes longer than this.
-const FORCED_FLUSH_PATIENCE: Duration = Duration::from_secs(30);
+const FORCED_FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// On top of the request timeout, which is what ends the driver's own waiting.
 const DISCONNECT_SLACK: Duration = Duration::from_secs(20);
+/// What the server has got is answered within this, if ever.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+/// The request timeout of a device that is to be gone.
+const HURRIED: Duration = Duration::from_secs(1);
 /// After DISCONNECT the device lives until the last program closes it, udev among them.
 const GONE_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -52,8 +57,8 @@ pub enum DetachError {
     #[error(transparent)]
     Driver(#[from] DriverError),
     /// Nothing to detach.
-    #[error("{0} is not attached")]
-    NotAttached(Index),
+    #[error(transparent)]
+    NotAttached(#[from] NotAttached),
     /// Not one of ours.
     #[error("{device} was attached by another tool ({}); --force detaches it all the same", owner(.backend.as_deref()))]
     Foreign {
@@ -91,9 +96,16 @@ pub enum DetachError {
     Netlink(#[from] NetlinkError),
     /// The driver waits for the server.
     #[error(
-        "the driver did not let go of {0} in time: its server is connected but reads nothing; it ends when the server or the connection does"
+        "the driver did not let go of {device} in time: its server is connected but reads nothing; it ends when the \
+         server{} does",
+        .server.map(|pid| format!(" (process {pid}), which `kill -9 {pid}` ends,")).unwrap_or_default()
     )]
-    Stuck(Index),
+    Stuck {
+        /// Which.
+        device: Index,
+        /// The server's process, if it is on this machine.
+        server: Option<i32>,
+    },
     /// sysfs is not what it should be.
     #[error("looking at the device failed: {0}")]
     Io(#[from] io::Error),
@@ -119,30 +131,65 @@ fn listed(uses: &[Use]) -> String {
 }
 
 /// Detaches, or says why not.
-pub async fn detach(config: &DetachConfig, host: &Host) -> Result<Detached, DetachError> {
+pub async fn detach(config: &DetachConfig, host: &Host) -> Result<(Index, Detached), DetachError> {
     driver::check_privilege()?;
-    let device = host.sysfs.device(config.device);
-    if !device.attached() {
-        return Err(DetachError::NotAttached(config.device));
-    }
+    let device = host.find(&config.device)?;
+    let index = device.index;
     let insist = config.insistence;
     let backend = device.backend();
-    if backend.as_deref().and_then(identifier::uri_of).is_none() {
-        let foreign = DetachError::Foreign { device: config.device, backend: backend.clone() };
+    if backend.as_deref().and_then(identifier::read).is_none() {
+        let foreign = DetachError::Foreign { device: index, backend: backend.clone() };
         object(insist, foreign)?;
     }
     let uses = lasting_uses(&device).await?;
     if !uses.is_empty() {
-        object(insist, DetachError::InUse { device: config.device, uses: uses.clone() })?;
+        object(insist, DetachError::InUse { device: index, uses: uses.clone() })?;
     }
     let held = hold(&device, insist, &uses).await?;
     flush(&device, insist, &uses, held.as_ref()).await?;
     if device.backend() != backend {
-        return Err(DetachError::Changed(config.device));
+        return Err(DetachError::Changed(index));
     }
-    disconnect(&device, host).await?;
+    settle(&device, insist).await;
+    if insist == Insistence::Force {
+        hurry(&device, host, backend.as_deref()).await;
+    }
+    disconnect(&device, host, insist).await?;
     drop(held);
-    wait_until_gone(&device, backend.as_deref(), &uses).await
+    let ended = wait_until_gone(&device, backend.as_deref(), &uses).await?;
+    if ended == Detached::Gone {
+        host.registry.forget(index);
+    }
+    Ok((index, ended))
+}
+
+/// What is in flight when the device is disconnected fails; readers may still have something there.
+async fn settle(device: &DeviceDir, insist: Insistence) {
+    let patience = if insist == Insistence::Force { Duration::ZERO } else { SETTLE_PATIENCE };
+    let until = Instant::now() + patience;
+    while device.inflight().is_ok_and(|counts| counts != [0, 0]) && Instant::now() < until {
+        sleep(POLL).await;
+    }
+}
+
+/// Has the driver give up soon on a server that hangs: what waits for its reply would keep DISCONNECT waiting, for
+/// ever if the device was attached without a timeout, and with it everybody who asks the driver for anything.
+async fn hurry(device: &DeviceDir, host: &Host, backend: Option<&str>) {
+    let waits = [HURRIED, Duration::ZERO];
+    if let Err(error) = host.netlink.wait_for(device.index, backend, waits, DISCONNECT_SLACK).await {
+        tracing::debug!("{}: no hurry: {error}", device.index);
+    }
+    let record = host.registry.record(device);
+    for ends in record.iter().flat_map(|record| &record.ends).flatten() {
+        let Ends::Tcp { local, peer } = *ends else { continue };
+        if let Err(error) = destroy(local, peer) {
+            tracing::debug!("{}: the connection to {peer} is not ended: {error}", device.index);
+        }
+    }
+    // A keeper has the sockets, and can do more than the driver does.
+    if let Err(error) = host.registry.ask_to_let_go(device.index) {
+        tracing::debug!("{}: its keeper is not told: {error}", device.index);
+    }
 }
 
 /// An objection ends the command, unless the user insists; then it is a warning.
@@ -224,17 +271,17 @@ async fn flush(
     object(insist, DetachError::Flush { device: device.index, error })
 }
 
+/// What that process does, for as long as it takes.
+///
+/// # Errors
+/// The driver would not.
+pub async fn disconnect_only(index: Index, host: &Host) -> Result<(), NetlinkError> {
+    host.netlink.disconnect(index, Duration::MAX).await
+}
+
 /// A process that waits for a dead server cannot end, so the waiting is left to another one.
 fn flush_in_child(files: &[PathBuf]) -> io::Result<()> {
-    // By its own name, which users of the device are listed by; by the link where that is gone.
-    let named = std::env::current_exe().ok().filter(|path| path.exists());
-    let mut child = Command::new(named.unwrap_or_else(|| "/proc/self/exe".into()));
-    child.arg("flush").args(files).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    match child.status()?.code() {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("the process that flushed it was killed")),
-    }
+    Child::of_ours(std::iter::once("flush".into()).chain(files.iter().cloned())).finished()
 }
 
 /// What that process does: flushes devices, and file systems by any file on them. Its exit code is
@@ -252,10 +299,27 @@ pub fn flush_files(files: &[PathBuf]) -> i32 {
     flushed.map_or_else(|error| error.raw_os_error().unwrap_or(EIO), |()| 0)
 }
 
-async fn disconnect(device: &DeviceDir, host: &Host) -> Result<(), DetachError> {
+async fn disconnect(device: &DeviceDir, host: &Host, insist: Insistence) -> Result<(), DetachError> {
     let request_timeout = Duration::from_millis(device.number("queue/io_timeout").unwrap_or(0));
-    match host.netlink.disconnect(device.index, request_timeout + DISCONNECT_SLACK).await {
-        Err(NetlinkError::Deadline(_)) => Err(DetachError::Stuck(device.index)),
+    let patience = request_timeout + DISCONNECT_SLACK;
+    let disconnected = match insist {
+        Insistence::Refuse => host.netlink.disconnect(device.index, patience).await,
+        Insistence::Force => {
+            let child = Child::of_ours(["disconnect".into(), device.index.node()]);
+            let wait = bounded(patience, move || child.finished()).await;
+            wait.map_err(|_| NetlinkError::Deadline(patience))
+                .and_then(|done| done.map_err(|error| NetlinkError::Broken(error.to_string())))
+        }
+    };
+    match disconnected {
+        Err(NetlinkError::Deadline(_)) => {
+            let record = host.registry.record(device);
+            let server = record.iter().flat_map(|record| &record.ends).find_map(|ends| match ends {
+                Some(Ends::Unix { server }) => Some(*server),
+                _ => None,
+            });
+            Err(DetachError::Stuck { device: device.index, server })
+        }
         other => Ok(other?),
     }
 }
@@ -279,28 +343,5 @@ async fn wait_until_gone(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn in_use() -> DetachError {
-        let uses = vec![Use::Mount("/mnt".into()), Use::Holder("dm-0".into())];
-        DetachError::InUse { device: Index::new(0).unwrap(), uses }
-    }
-
-    #[test]
-    fn objections_name_the_users_and_the_way_out() {
-        let text = in_use().to_string();
-        assert_eq!(
-            text,
-            "/dev/nbd0 is in use: mounted on /mnt, held by /dev/dm-0; --force detaches it all the same"
-        );
-        let foreign = DetachError::Foreign { device: Index::new(0).unwrap(), backend: None };
-        assert!(foreign.to_string().contains("another tool (it left no identifier)"));
-    }
-
-    #[test]
-    fn only_insisting_overrules_an_objection() {
-        assert!(object(Insistence::Refuse, in_use()).is_err());
-        assert!(object(Insistence::Force, in_use()).is_ok());
-    }
-}
+#[path = "detach_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 //! A user may type `/dev/nbd3`, `nbd3` or a symbolic link to it; inside the crate there is only
 //! the [`Index`].
 
+use crate::identifier::{Id, IdError};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -56,11 +57,43 @@ impl FromStr for Index {
     }
 }
 
+/// What a person may call an attached device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// By the kernel's name.
+    Device(Index),
+    /// By the id it was attached by.
+    Id(Id),
+}
+
+impl FromStr for Named {
+    type Err = DeviceNameError;
+
+    fn from_str(typed: &str) -> Result<Named, DeviceNameError> {
+        match typed.parse() {
+            Err(DeviceNameError::NotNbd(_)) if !typed.contains('/') => typed
+                .parse()
+                .map(Named::Id)
+                .map_err(|IdError { .. }| DeviceNameError::NotNbd(typed.to_owned())),
+            index => index.map(Named::Device),
+        }
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Named::Device(index) => index.fmt(f),
+            Named::Id(id) => id.fmt(f),
+        }
+    }
+}
+
 /// Why a text does not name an nbd device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceNameError {
     /// Something else altogether.
-    #[error("{0:?} is not an nbd device: say /dev/nbdN")]
+    #[error("{0:?} is not an nbd device: say /dev/nbdN, or the id it was attached by")]
     NotNbd(String),
     /// A partition was named.
     #[error("{partition} is a partition: name the whole device, {whole}")]
@@ -126,6 +159,15 @@ mod tests {
     fn a_partition_is_answered_with_its_disk() {
         let error = "/dev/nbd3p2".parse::<Index>().unwrap_err();
         assert_eq!(error.to_string(), "/dev/nbd3p2 is a partition: name the whole device, /dev/nbd3");
+    }
+
+    #[test]
+    fn a_word_is_an_id() {
+        assert_eq!("nbd4".parse(), Ok(Named::Device(Index(4))));
+        assert_eq!("data".parse(), Ok(Named::Id("data".parse().unwrap())));
+        for typed in ["/dev/sda", "nbd01", "", "a b"] {
+            assert!(matches!(typed.parse::<Named>(), Err(DeviceNameError::NotNbd(_))), "{typed}");
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@
 
 use common::uri::Transport;
 use nix::sys::socket::{setsockopt, sockopt};
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -111,7 +112,7 @@ impl Link {
 
 /// Has a TCP connection noticed as dead soon, whether it is at rest or in the midst of something; for those
 /// who can make another one. Any other socket needs no such thing.
-pub fn hasten(socket: &OwnedFd, timeout: Duration) {
+pub fn hasten(socket: &impl AsFd, timeout: Duration) {
     let unanswered = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
     let set = [
         setsockopt(socket, sockopt::TcpKeepIdle, &HASTE_SECONDS),
@@ -124,11 +125,11 @@ pub fn hasten(socket: &OwnedFd, timeout: Duration) {
     }
 }
 
-/// Connects within `patience`.
-pub async fn dial(to: &Transport, patience: Duration) -> Result<Link, DialError> {
+/// Connects within `patience`, by a name that was looked up before if it was.
+pub async fn dial(to: &Transport, known: &Known, patience: Duration) -> Result<Link, DialError> {
     let until = Instant::now() + patience;
     match to {
-        Transport::Tcp { host, port } => dial_tcp(host, *port, until, patience).await.map(Link::Tcp),
+        Transport::Tcp { host, port } => dial_tcp(host, *port, known, until, patience).await.map(Link::Tcp),
         Transport::Unix { path } => dial_unix(path, until, patience).await.map(Link::Unix),
         Transport::Vsock { cid, port } => dial_vsock(*cid, *port, until, patience).await.map(Link::Vsock),
     }
@@ -148,30 +149,76 @@ async fn dial_vsock(
     }
 }
 
-async fn dial_tcp(host: &str, port: u16, until: Instant, patience: Duration) -> Result<TcpStream, DialError> {
+/// The addresses that a name has led to, so that whoever dials again need not look it up while they answer: where
+/// names are looked up might be what is being dialled for.
+#[derive(Debug, Default)]
+pub struct Known(RefCell<Vec<SocketAddr>>);
+
+async fn dial_tcp(
+    host: &str,
+    port: u16,
+    known: &Known,
+    until: Instant,
+    patience: Duration,
+) -> Result<TcpStream, DialError> {
+    let addresses = known.0.borrow().clone();
+    if addresses.is_empty() {
+        return dial_anew(host, port, known, until, patience).await;
+    }
+    let half = Instant::now() + patience / 2;
+    match dial_first(&addresses, half, patience / 2).await {
+        Err(failure) if addresses.iter().any(|address| address.ip().to_string() == host) => Err(failure),
+        // It may have moved.
+        Err(failure) => match dial_anew(host, port, known, until, patience).await {
+            Err(DialError::Resolve { .. }) => Err(failure),
+            other => other,
+        },
+        dialled => dialled,
+    }
+}
+
+async fn dial_anew(
+    host: &str,
+    port: u16,
+    known: &Known,
+    until: Instant,
+    patience: Duration,
+) -> Result<TcpStream, DialError> {
     let resolve_error = |error| DialError::Resolve { host: host.to_owned(), error };
     let too_slow = |peer: String| DialError::Deadline { peer, patience };
     let found = timeout_at(until, tokio::net::lookup_host((host, port))).await;
     let found = found.map_err(|_| too_slow(format!("the resolver, asked for {host:?},")))?;
     let addresses: Vec<SocketAddr> = found.map_err(resolve_error)?.collect();
-    let nothing = io::Error::new(io::ErrorKind::NotFound, "no address");
-    let mut failure = resolve_error(nothing);
+    if addresses.is_empty() {
+        return Err(resolve_error(io::Error::new(io::ErrorKind::NotFound, "no address")));
+    }
+    let dialled = dial_first(&addresses, until, patience).await?;
+    *known.0.borrow_mut() = addresses;
+    Ok(dialled)
+}
+
+/// Connects to the first that answers.
+async fn dial_first(
+    addresses: &[SocketAddr],
+    until: Instant,
+    patience: Duration,
+) -> Result<TcpStream, DialError> {
+    let mut failure = None;
     for (tried, address) in addresses.iter().enumerate() {
+        let peer = address.to_string();
         // An address that swallows packets must leave time for the ones after it.
         let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let share = Instant::now() + until.saturating_duration_since(Instant::now()) / left;
-        match timeout_at(share, TcpStream::connect(address)).await {
+        failure = Some(match timeout_at(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                let prepared = prepare_tcp(&stream);
-                return prepared
-                    .map(|()| stream)
-                    .map_err(|error| DialError::Connect { peer: address.to_string(), error });
+                let prepared = prepare_tcp(&stream).map(|()| stream);
+                return prepared.map_err(|error| DialError::Connect { peer, error });
             }
-            Ok(Err(error)) => failure = DialError::Connect { peer: address.to_string(), error },
-            Err(_) => failure = too_slow(address.to_string()),
-        }
+            Ok(Err(error)) => DialError::Connect { peer, error },
+            Err(_) => DialError::Deadline { peer, patience },
+        });
     }
-    Err(failure)
+    Err(failure.expect("there is at least one address"))
 }
 
 fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
@@ -228,7 +275,8 @@ mod tests {
     #[tokio::test]
     async fn a_tcp_socket_is_as_the_kernel_needs_it() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let link = dial(&tcp(listener.local_addr().unwrap().port()), PATIENCE).await.unwrap();
+        let link =
+            dial(&tcp(listener.local_addr().unwrap().port()), &Known::default(), PATIENCE).await.unwrap();
         let fd = link.into_fd().unwrap();
         assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
         assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
@@ -243,7 +291,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let fd = dial(&Transport::Unix { path }, PATIENCE).await.unwrap().into_fd().unwrap();
+        let fd =
+            dial(&Transport::Unix { path }, &Known::default(), PATIENCE).await.unwrap().into_fd().unwrap();
         assert_eq!(getsockopt(&fd, sockopt::ReceiveTimeout).unwrap().num_microseconds(), 0);
     }
 
@@ -253,17 +302,19 @@ mod tests {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             listener.local_addr().unwrap().port()
         };
-        let error = dial(&tcp(port), PATIENCE).await.unwrap_err().to_string();
+        let error = dial(&tcp(port), &Known::default(), PATIENCE).await.unwrap_err().to_string();
         assert_eq!(
             error,
             format!(
                 "could not connect to 127.0.0.1:{port}: connection refused (no server is listening there)"
             )
         );
-        let error = dial(&Transport::Unix { path: "/nonexistent/s".into() }, PATIENCE).await.unwrap_err();
+        let error = dial(&Transport::Unix { path: "/nonexistent/s".into() }, &Known::default(), PATIENCE)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("there is no such socket"), "{error}");
         let nowhere = Transport::Tcp { host: "no such host".into(), port: 1 };
-        let error = dial(&nowhere, PATIENCE).await.unwrap_err();
+        let error = dial(&nowhere, &Known::default(), PATIENCE).await.unwrap_err();
         assert!(error.to_string().contains("could not be resolved"), "{error}");
     }
 
@@ -274,7 +325,20 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
         let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let error = dial(&Transport::Unix { path }, Duration::from_millis(200)).await.unwrap_err();
+        let error =
+            dial(&Transport::Unix { path }, &Known::default(), Duration::from_millis(200)).await.unwrap_err();
         assert!(matches!(error, DialError::Deadline { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_is_not_looked_up_again_while_its_address_answers() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let known = Known(RefCell::new(vec![address]));
+        let nobody = Transport::Tcp { host: "no such host".into(), port: address.port() };
+        dial(&nobody, &known, PATIENCE).await.unwrap();
+        drop(listener);
+        let error = dial(&nobody, &known, PATIENCE).await.unwrap_err().to_string();
+        assert!(error.contains("refused"), "what is wrong with the address counts: {error}");
     }
 }

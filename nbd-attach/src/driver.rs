@@ -8,9 +8,13 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// Loading a module takes milliseconds, but modprobe may wait for its own lock.
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// For the module's own start.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
 /// `CAP_SYS_ADMIN` in `include/uapi/linux/capability.h`.
 const CAP_SYS_ADMIN: u32 = 21;
 /// `MODULE_INIT_COMPRESSED_FILE` in `include/uapi/linux/module.h`, since Linux 5.17.
@@ -56,11 +60,16 @@ pub async fn ensure_loaded(sysfs: &Sysfs) -> Result<(), DriverError> {
     tracing::debug!("loading the nbd module");
     let loaded = bounded(LOAD_PATIENCE, load).await;
     loaded.unwrap_or_else(|slow| Err(format!("modprobe gave {slow}"))).map_err(DriverError::Missing)?;
-    if sysfs.has_driver() {
-        Ok(())
-    } else {
-        Err(DriverError::Missing("modprobe succeeded, yet there is no /sys/module/nbd".into()))
+    // Somebody else may have begun to load it, for whom modprobe does not wait.
+    let until = Instant::now() + START_PATIENCE;
+    while !sysfs.has_driver() {
+        if Instant::now() > until {
+            let missing = "modprobe succeeded, yet there is no /sys/module/nbd";
+            return Err(DriverError::Missing(missing.into()));
+        }
+        sleep(POLL).await;
     }
+    Ok(())
 }
 
 fn load() -> Result<(), String> {

@@ -1,7 +1,10 @@
 //! The machine the commands act on: its sysfs, its netlink, its page size.
 
+use crate::device::Named;
+use crate::identifier;
 use crate::netlink::client::Client;
-use crate::sysfs::Sysfs;
+use crate::registry::Registry;
+use crate::sysfs::{DeviceDir, Sysfs};
 use std::io;
 
 /// What every command needs of the machine.
@@ -11,6 +14,8 @@ pub struct Host {
     pub sysfs: Sysfs,
     /// What it can be asked.
     pub netlink: Client,
+    /// What this tool remembers.
+    pub registry: Registry,
     /// The largest block the driver can make.
     pub page_size: u32,
 }
@@ -18,9 +23,37 @@ pub struct Host {
 impl Host {
     /// This machine.
     pub fn system() -> io::Result<Host> {
-        Ok(Host { sysfs: Sysfs::system(), netlink: Client::start()?, page_size: page_size() })
+        let (sysfs, registry) = (Sysfs::system(), Registry::system());
+        Ok(Host { sysfs, registry, netlink: Client::start()?, page_size: page_size() })
+    }
+
+    /// The attached device of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(&self, name: &Named) -> Result<DeviceDir, NotAttached> {
+        let found = match name {
+            Named::Device(index) => Some(self.sysfs.device(*index)).filter(DeviceDir::attached),
+            Named::Id(id) => self.by_id(&id.to_string()),
+        };
+        found.ok_or_else(|| NotAttached(name.clone()))
+    }
+
+    /// The device that was attached by an id, which the kernel remembers.
+    #[must_use]
+    pub fn by_id(&self, id: &str) -> Option<DeviceDir> {
+        let has_id = |device: &DeviceDir| {
+            let backend = device.backend();
+            backend.as_deref().and_then(identifier::read).is_some_and(|told| told.id == Some(id))
+        };
+        self.sysfs.devices().ok()?.into_iter().find(has_id)
     }
 }
+
+/// There is nothing of that name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not attached; `nbd-attach status` shows what is")]
+pub struct NotAttached(Named);
 
 /// This machine's page size.
 pub fn page_size() -> u32 {

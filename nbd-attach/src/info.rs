@@ -1,17 +1,15 @@
 //! `nbd-attach info`: what a server offers. Anyone may ask; nothing is attached.
 
 use crate::config::{InfoConfig, Output};
-use crate::dial::{DialError, dial};
-use crate::negotiate::{NegotiateError, ask, start_tls};
+use crate::negotiate::NegotiateError;
+use crate::opener::{OpenError, Opener};
 use crate::status::human_size;
-use crate::tls::TlsError;
 use common::handshake::Listed;
 use common::handshake::client::{Answer, Client, ClientError, Offer};
 use common::handshake::context::ReplyStyle;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// How long connecting may take, and how long one question may.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,15 +47,12 @@ pub struct BlockSizes {
 /// Why nothing can be told.
 #[derive(Debug, thiserror::Error)]
 pub enum InfoError {
-    /// No connection.
+    /// No connection, or no answer.
     #[error(transparent)]
-    Dial(#[from] DialError),
-    /// No answer.
+    Open(#[from] OpenError),
+    /// Not an answer to the question.
     #[error(transparent)]
     Negotiate(#[from] NegotiateError),
-    /// Not encrypted.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// stdout is gone.
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
@@ -65,10 +60,11 @@ pub enum InfoError {
 
 /// Asks the server and prints its answers.
 pub async fn info(config: &InfoConfig, out: &mut dyn Write) -> Result<(), InfoError> {
+    let opener = Opener::new(&config.uri, config.tls.as_ref());
     let mut rows = Vec::new();
-    for name in names(config).await? {
+    for name in names(config, &opener).await? {
         let client = Client::info(&name).map_err(NegotiateError::from)?;
-        let Answer::Export(offer) = question(config, client).await? else {
+        let Answer::Export(offer) = opener.ask(client, PATIENCE).await? else {
             return Err(NegotiateError::Unasked.into());
         };
         rows.push(row(name, offer));
@@ -81,33 +77,21 @@ pub async fn info(config: &InfoConfig, out: &mut dyn Write) -> Result<(), InfoEr
 }
 
 /// The export that was named, or those that the server lists; where it lists none, the default one.
-async fn names(config: &InfoConfig) -> Result<Vec<String>, InfoError> {
+async fn names(config: &InfoConfig, opener: &Opener<'_>) -> Result<Vec<String>, InfoError> {
     let named = config.uri.export.clone();
     if !named.is_empty() {
         return Ok(vec![named]);
     }
-    match question(config, Client::list()).await {
+    match opener.ask(Client::list(), PATIENCE).await {
         Ok(Answer::Exports(listed)) if !listed.is_empty() => {
             Ok(listed.into_iter().map(|Listed { name, .. }| name).collect())
         }
         // Not to list them is a policy that a server may have.
-        Ok(_) | Err(InfoError::Negotiate(NegotiateError::Client(ClientError::Refused { .. }))) => {
+        Ok(_) | Err(OpenError::Negotiate(NegotiateError::Client(ClientError::Refused { .. }))) => {
             Ok(vec![named])
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
-}
-
-/// One question on a connection of its own.
-async fn question(config: &InfoConfig, client: Client) -> Result<Answer, InfoError> {
-    let mut link = dial(&config.uri.transport, PATIENCE).await?;
-    let Some(connector) = &config.tls else {
-        return Ok(ask(link.stream(), client, PATIENCE).await?);
-    };
-    let rest = start_tls(link.stream(), client, PATIENCE).await?;
-    let upgrade = timeout(PATIENCE, connector.upgrade(link.stream())).await;
-    let mut encrypted = upgrade.map_err(|_| NegotiateError::Deadline(PATIENCE))??;
-    Ok(rest.ask(&mut encrypted, PATIENCE).await?)
 }
 
 fn row(name: String, Offer { export, style, contexts }: Offer) -> Row {

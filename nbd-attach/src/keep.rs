@@ -5,41 +5,51 @@
 //! It then dials again, looks whether there is still the same export behind it, and hands the new socket to
 //! the driver, which sends again what was in flight. It never touches the device, and asks for no memory that
 //! the device might have to make room for.
+//!
+//! ```text
+//!  keep ─▶ sentry     a connection has died          ─▶ renew    make it again
+//!       ─▶ orphans    connections that an earlier keeper made, of which only the kernel knows
+//!       ─▶ growth     the export has grown           ─▶ same     is it the same export?
+//!       ─▶ wear       TLS keys are worn out          ─▶ chronicle   what happened, for people and scripts
+//! ```
 
+mod chronicle;
+mod growth;
+mod memory;
+mod orphans;
+mod renew;
 mod same;
-mod watch;
+mod sentry;
+mod wear;
 
-use crate::attach::Held;
-use crate::config::{AttachConfig, Output};
-use crate::dial::{DialError, dial, hasten};
+pub use memory::stay_in_memory;
+
+use crate::attach::{Attached, Held};
+use crate::config::AttachConfig;
+use crate::device::Index;
+use crate::event::Event;
 use crate::host::Host;
 use crate::interrupt::Interrupt;
-use crate::negotiate::{NegotiateError, negotiate};
-use crate::netlink::client::NetlinkError;
+use crate::netlink::client::{NetlinkError, Socket};
+use crate::opener::{Ends, Opener};
+use crate::registry::{Connection, Record};
+use chronicle::Chronicle;
 use common::handshake::Export;
 use futures::stream::{FuturesUnordered, StreamExt};
-use nix::sys::socket::{getsockopt, sockopt};
-use same::Difference;
-use serde::Serialize;
+use nix::sys::socket::{Shutdown, shutdown};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval};
+use wear::Wear;
 
-/// For connecting, and for the handshake.
+/// For connecting, for TLS and for the handshake, each.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The driver is quick, unless another device's server hangs.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(20);
-/// Between two tries, at first; twice as long after each …
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// … up to this.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// The driver may take this long to see what we see: that a connection is dead.
-const ADOPTION_PATIENCE: Duration = Duration::from_secs(3);
-const ADOPTION_PAUSE: Duration = Duration::from_millis(50);
 /// How often to look whether the device is still ours.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -50,33 +60,6 @@ pub enum Ended {
     Detached,
     /// Whoever started us wants us to end; the device stays, with nobody to reconnect it.
     Left(&'static str),
-}
-
-/// Why a connection was not renewed this time.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error(transparent)]
-    Negotiate(#[from] NegotiateError),
-    #[error("not reconnecting: {0}")]
-    Different(#[from] Difference),
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    #[error("the driver does not take a new connection: to it, no old one is dead")]
-    NotAdopted,
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// What happens to a device, for scripts.
-#[derive(Debug, Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-enum Event<'a> {
-    Dead { connection: usize },
-    Failed { connection: usize, reason: &'a str },
-    Reconnected { connection: usize, seconds: f64 },
-    Resized { size_bytes: u64 },
 }
 
 /// Keeps a device's connections alive until it is detached or a signal comes.
@@ -90,151 +73,169 @@ pub async fn keep(
     interrupt: &mut Interrupt,
     out: &mut dyn Write,
 ) -> io::Result<Ended> {
-    watch::stay_in_memory();
-    let (deaths, mut dead) = mpsc::unbounded_channel();
-    let connections = held.sockets.len();
-    for number in 0..connections {
-        watch::until_dead(number, held.sockets.clone(), number, deaths.clone())?;
-    }
-    let Held { attached, export, .. } = held;
-    let index = crate::device::Index::new(attached.index).map_err(io::Error::other)?;
+    let Held { attached, record, sockets, cipher } = held;
+    let index = Index::new(attached.index).map_err(io::Error::other)?;
+    let ends = record.ends.clone();
+    let (deaths, dead) = mpsc::unbounded_channel();
     let keeper = Keeper {
         config,
         host,
+        opener: Opener::new(&config.uri, config.tls.as_ref()),
         index,
         backend: attached.backend,
         block_size: attached.block_size,
         size: Cell::new(attached.size_bytes),
-        export: RefCell::new(export),
-        out: RefCell::new(out),
+        told: RefCell::new(vec![attached.size_bytes; config.connections]),
+        export: RefCell::new(record.export.export()),
+        grown: Cell::new(0),
+        alive: RefCell::new(BTreeMap::new()),
+        deaths,
+        chronicle: Chronicle::begin(host, index, record, config.output, out)?,
     };
-    let mut redials = FuturesUnordered::new();
-    let mut look = interval(LOOK_EVERY);
-    loop {
-        tokio::select! {
-            Some(number) = dead.recv() => {
-                if !keeper.is_ours() {
-                    return Ok(Ended::Detached);
-                }
-                keeper.tell(&Event::Dead { connection: number + 1 })?;
-                redials.push(keeper.renew(number));
-            }
-            Some(renewed) = redials.next() => {
-                let Some((number, socket)) = renewed? else { return Ok(Ended::Detached) };
-                watch::until_dead(number, socket, 0, deaths.clone())?;
-            }
-            _ = look.tick() => if !keeper.is_ours() {
-                return Ok(Ended::Detached);
-            },
-            signal = interrupt.caught() => return Ok(Ended::Left(signal)),
-        }
+    let known = sockets.len();
+    for (place, (socket, ends)) in sockets.into_iter().zip(ends).enumerate() {
+        keeper.watch(place, socket, ends)?;
     }
+    let ended = keeper.run(dead, known, Wear::new(cipher, config.renew_after), interrupt).await?;
+    keeper.chronicle.end(ended)?;
+    Ok(ended)
+}
+
+/// Becomes the keeper of a device that somebody else attached: the driver is told how long to wait, and of its
+/// connections nothing is known.
+///
+/// # Errors
+/// The device is attached no more, or the driver would not.
+pub async fn take_over(
+    config: &AttachConfig,
+    host: &Host,
+    attached: Attached,
+    mut record: Record,
+) -> Result<Held, NetlinkError> {
+    let index = Index::new(attached.index).map_err(|error| NetlinkError::Broken(error.to_string()))?;
+    let waits = [config.timeout, config.dead_connection_timeout];
+    host.netlink.wait_for(index, Some(&attached.backend), waits, DRIVER_PATIENCE).await?;
+    record.attach = config.typed.clone();
+    record.connections = vec![Connection::Unknown; config.connections];
+    record.ends.resize(config.connections, None);
+    Ok(Held { attached, record, sockets: vec![], cipher: None })
 }
 
 struct Keeper<'a> {
     config: &'a AttachConfig,
     host: &'a Host,
-    index: crate::device::Index,
+    opener: Opener<'a>,
+    index: Index,
     backend: String,
     block_size: u32,
     /// Bytes of the device.
     size: Cell<u64>,
+    /// Bytes of the export as each connection knows it; some servers hold each to what it was told.
+    told: RefCell<Vec<u64>>,
+    /// Bytes of the export as the server last told it, if it has grown.
+    grown: Cell<u64>,
     /// What the server last said that was accepted.
     export: RefCell<Export>,
-    out: RefCell<&'a mut dyn Write>,
+    /// The connections that live, by their place.
+    alive: RefCell<BTreeMap<usize, Socket>>,
+    deaths: mpsc::UnboundedSender<usize>,
+    chronicle: Chronicle<'a>,
 }
 
 impl Keeper<'_> {
+    /// Waits for what happens and deals with it. The first connections, so many, are watched already.
+    async fn run(
+        &self,
+        mut dead: mpsc::UnboundedReceiver<usize>,
+        known: usize,
+        mut wear: Wear,
+        interrupt: &mut Interrupt,
+    ) -> io::Result<Ended> {
+        let mut redials = FuturesUnordered::new();
+        let mut look = interval(LOOK_EVERY);
+        let mut orphans = std::pin::pin!(self.adopt_orphans(known..self.config.connections));
+        let mut growth = std::pin::pin!(self.watch_growth());
+        loop {
+            tokio::select! {
+                Some(place) = dead.recv() => {
+                    self.alive.borrow_mut().remove(&place);
+                    if !self.is_ours() {
+                        return Ok(Ended::Detached);
+                    }
+                    self.chronicle.connection(place, Connection::Dead, None);
+                    self.chronicle.tell(Event::Dead { connection: Some(place + 1) })?;
+                    redials.push(self.renew(place));
+                }
+                Some(renewed) = redials.next() => {
+                    let Some((place, fresh)) = renewed? else { return Ok(Ended::Detached) };
+                    wear.changed(fresh.cipher);
+                    self.watch(place, fresh.socket, fresh.ends)?;
+                }
+                failed = &mut orphans => return failed.map(|never| match never {}),
+                failed = &mut growth => return failed.map(|never| match never {}),
+                _ = look.tick() => {
+                    if !self.is_ours() {
+                        return Ok(Ended::Detached);
+                    }
+                    if self.host.registry.is_to_let_go(self.index) {
+                        self.let_go();
+                    } else if redials.is_empty() {
+                        self.renew_worn(&mut wear)?;
+                    }
+                },
+                signal = interrupt.caught() => return Ok(Ended::Left(signal)),
+            }
+        }
+    }
+
     /// Whether the device is still what we attached.
     fn is_ours(&self) -> bool {
         self.host.sysfs.device(self.index).backend().as_deref() == Some(&self.backend)
     }
 
-    /// Tries until a connection is there again; none if the device has gone.
-    async fn renew(&self, number: usize) -> io::Result<Option<(usize, Arc<[OwnedFd]>)>> {
-        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
-        let mut told = String::new();
-        while self.is_ours() {
-            match self.reconnect().await {
-                Ok(socket) => {
-                    let seconds = begun.elapsed().as_secs_f64();
-                    self.tell(&Event::Reconnected { connection: number + 1, seconds })?;
-                    return Ok(Some((number, socket)));
-                }
-                Err(failure) => {
-                    let reason = failure.to_string();
-                    if reason != told {
-                        self.tell(&Event::Failed { connection: number + 1, reason: &reason })?;
-                        told = reason;
-                    }
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
-        }
-        Ok(None)
+    /// A connection that lives, until poll(2) says otherwise.
+    fn watch(&self, place: usize, socket: Socket, ends: Option<Ends>) -> io::Result<()> {
+        self.chronicle.connection(place, Connection::Alive, ends);
+        self.alive.borrow_mut().insert(place, socket.clone());
+        sentry::until_dead(place, socket, self.deaths.clone())
     }
 
-    async fn reconnect(&self) -> Result<Arc<[OwnedFd]>, Failure> {
-        let mut link = dial(&self.config.uri.transport, PATIENCE).await?;
-        let export = negotiate(link.stream(), &self.config.uri.export, PATIENCE).await?;
-        same::check(&self.export.borrow(), &export)?;
-        let socket = link.into_fd()?;
-        hasten(&socket, self.config.timeout);
-        let socket: Arc<[OwnedFd]> = Arc::new([socket]);
-        self.hand_over(&socket).await?;
-        self.grow(&export).await?;
-        *self.export.borrow_mut() = export;
-        Ok(socket)
-    }
-
-    /// Gives the driver a connection in the place of a dead one. Where to the driver none is dead, it says
-    /// yes and drops the connection; only its send timeout tells whether it was taken.
-    async fn hand_over(&self, socket: &Arc<[OwnedFd]>) -> Result<(), Failure> {
-        let until = Instant::now() + ADOPTION_PATIENCE;
-        loop {
-            let (index, backend) = (self.index, &self.backend);
-            self.host.netlink.reconnect(index, backend, socket.clone(), DRIVER_PATIENCE).await?;
-            let timeout = getsockopt(&socket[0], sockopt::SendTimeout).map_err(io::Error::from)?;
-            if self.config.timeout.is_zero() || timeout.tv_sec() > 0 {
-                return Ok(());
-            }
-            if Instant::now() > until {
-                return Err(Failure::NotAdopted);
-            }
-            sleep(ADOPTION_PAUSE).await;
-        }
-    }
-
-    /// Makes the device as large as the export, once it has a connection: with none, the driver would wait
-    /// for one and keep it out at the same time.
-    async fn grow(&self, export: &Export) -> Result<(), Failure> {
-        let size = export.size - export.size % u64::from(self.block_size);
-        if size > self.size.get() {
-            self.host.netlink.resize(self.index, &self.backend, size, DRIVER_PATIENCE).await?;
-            self.size.set(size);
-            self.tell(&Event::Resized { size_bytes: size })?;
+    /// Gives up one connection whose keys are worn out, or that knows of a smaller export; its death brings a new one.
+    fn renew_worn(&self, wear: &mut Wear) -> io::Result<()> {
+        let device = self.host.sysfs.device(self.index);
+        let outgrown = self.outgrown().filter(|place| self.alive.borrow().contains_key(place));
+        let worn = || wear.worn(&device, &self.alive.borrow());
+        let Some(place) = outgrown.or_else(worn) else { return Ok(()) };
+        self.chronicle.tell(Event::Renewing { connection: place + 1 })?;
+        if let Some(socket) = self.alive.borrow().get(&place) {
+            cut(socket);
         }
         Ok(())
     }
 
-    fn tell(&self, event: &Event<'_>) -> io::Result<()> {
-        let device = self.index;
-        match event {
-            Event::Dead { connection } => tracing::warn!("{device}: connection {connection} is dead"),
-            Event::Failed { connection, reason } => {
-                tracing::warn!("{device}: connection {connection}: {reason}");
-            }
-            Event::Reconnected { connection, seconds } => {
-                tracing::info!("{device}: connection {connection} is back after {seconds:.1} s");
-            }
-            Event::Resized { size_bytes } => tracing::info!("{device} has {size_bytes} bytes now"),
+    /// Whoever detaches the device by force need not wait for its server.
+    fn let_go(&self) {
+        self.alive.borrow().values().for_each(cut);
+    }
+
+    /// Takes note of what a server said on a new connection, and makes the device larger if the export is.
+    async fn accept(&self, place: usize, export: &Export) -> Result<(), renew::Failure> {
+        if let Some(told) = self.told.borrow_mut().get_mut(place) {
+            *told = export.size;
         }
-        if self.config.output == Output::Json {
-            let mut out = self.out.borrow_mut();
-            writeln!(out, "{}", serde_json::to_string(event).map_err(io::Error::from)?)?;
-            out.flush()?;
-        }
+        self.grow().await?;
+        self.chronicle.export(export);
+        self.export.borrow_mut().clone_from(export);
         Ok(())
     }
+
+    fn told_since(&self, begun: Instant, place: usize) -> io::Result<()> {
+        let seconds = begun.elapsed().as_secs_f64();
+        self.chronicle.tell(Event::Reconnected { connection: place + 1, seconds })
+    }
+}
+
+/// A socket that is dead by itself is what is wanted, too.
+fn cut(socket: &Socket) {
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
 }

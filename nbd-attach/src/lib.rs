@@ -1,11 +1,14 @@
 //! Attaches NBD exports to the Linux nbd driver.
 //!
 //! ```text
-//!  main ─▶ cli ─▶ config ─▶ attach ─▶ { driver, dial ─▶ negotiate, attach/{geometry, claim, settle, undo} }
+//!  main ─▶ cli ─▶ config ─▶ attach ─▶ { driver, opener, attach/{existing, geometry, claim, settle, undo} }
+//!                        ─▶ keep ─▶ { opener, netlink, registry }
 //!                        ─▶ detach ─▶ { usage, bounded }
-//!                        ─▶ info ─▶ { dial, negotiate, tls }
-//!                        ─▶ status
-//!                 all of them on a host: { netlink, sysfs }
+//!                        ─▶ info ─▶ opener
+//!                        ─▶ { status, watch } ─▶ registry
+//!                 opener ─▶ { dial, negotiate, tls }
+//!                 tab, boot: what is attached at boot
+//!                 all of them on a host: { netlink, sysfs, registry }
 //! ```
 //!
 //! The handshake runs on sockets of our own; generic netlink hands them to the kernel, which then
@@ -13,6 +16,7 @@
 //! most of the code here: see [`attach`] and [`detach`].
 
 pub mod attach;
+pub mod boot;
 pub mod bounded;
 pub mod cli;
 pub mod config;
@@ -20,6 +24,7 @@ pub mod detach;
 pub mod device;
 pub mod dial;
 pub mod driver;
+pub mod event;
 pub mod host;
 pub mod identifier;
 pub mod info;
@@ -27,7 +32,11 @@ pub mod interrupt;
 pub mod keep;
 pub mod negotiate;
 pub mod netlink;
+pub mod opener;
+pub mod registry;
 pub mod status;
 pub mod sysfs;
+pub mod tab;
 pub mod tls;
 pub mod usage;
+pub mod watch;

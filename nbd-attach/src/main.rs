@@ -1,21 +1,31 @@
 //! The command: reads what was typed, does it, and says in one sentence what went wrong.
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use nbd_attach::attach::{Held, attach};
-use nbd_attach::cli::{Cli, Command};
-use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, StatusConfig};
-use nbd_attach::detach::{Detached, detach, flush_files};
+use nbd_attach::attach::{Attached, Held, Outcome, attach};
+use nbd_attach::boot;
+use nbd_attach::cli::{self, Cli, Command, TAB};
+use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, KeepConfig, StatusConfig};
+use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files};
+use nbd_attach::event::Event;
 use nbd_attach::host::{self, Host};
 use nbd_attach::info::info;
 use nbd_attach::interrupt::Interrupt;
-use nbd_attach::keep::{Ended, keep};
+use nbd_attach::keep::{Ended, keep, stay_in_memory, take_over};
+use nbd_attach::registry::Lock;
 use nbd_attach::status::{human_size, status};
+use nbd_attach::sysfs::Sysfs;
+use nbd_attach::tab;
+use nbd_attach::watch::watch;
 use std::io::{IsTerminal, stdout};
+use std::path::{Path, PathBuf};
 use tracing::Level;
 
+/// What systemd calls us as, with nothing but directories.
+const GENERATOR: &str = "nbd-attach-generator";
+
 fn main() {
-    let cli = Cli::parse();
+    let cli = typed();
     if let Command::Flush { files } = &cli.command {
         std::process::exit(flush_files(files));
     }
@@ -38,6 +48,16 @@ fn main() {
     std::process::exit(code);
 }
 
+fn typed() -> Cli {
+    let mut words = std::env::args_os();
+    let name = words.next().map(PathBuf::from).unwrap_or_default();
+    if !name.ends_with(GENERATOR) {
+        return Cli::parse();
+    }
+    let directories = words.map(PathBuf::from).collect();
+    Cli { command: Command::Generate { directories, tab: TAB.into() }, verbose: 0 }
+}
+
 fn run(command: &Command) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(perform(command));
@@ -46,50 +66,113 @@ fn run(command: &Command) -> Result<()> {
     result
 }
 
-async fn keep_device(
-    config: &AttachConfig,
-    host: &Host,
-    held: Held,
-    interrupt: &mut Interrupt,
-) -> Result<()> {
-    let device = held.attached.device.clone();
-    match keep(config, host, held, interrupt, &mut stdout()).await? {
-        Ended::Detached => tracing::info!("{device} was detached"),
-        Ended::Left(signal) => {
-            tracing::warn!("{signal}: {device} stays attached, and nobody reconnects it any more");
-        }
-    }
-    Ok(())
-}
-
 async fn perform(command: &Command) -> Result<()> {
     match command {
-        Command::Attach(typed) => {
-            let config = AttachConfig::new(typed, host::page_size())?;
-            let mut interrupt = Interrupt::catch()?;
-            let host = Host::system()?;
-            let held = attach(&config, &host, &mut interrupt, &mut stdout()).await?;
-            let made = &held.attached;
-            tracing::info!("{} is {}, {}", made.device, made.uri, human_size(made.size_bytes));
-            if config.keep == Keep::Reconnect {
-                keep_device(&config, &host, held, &mut interrupt).await?;
-            }
+        Command::Attach(typed) => attach_typed(typed).await?,
+        Command::Up(up) => {
+            let entry = tab::find(&up.tab, &up.name)?;
+            attach_typed(&entry.attach).await?;
         }
+        Command::Keep(typed) => keep_attached(typed).await?,
         Command::Detach(typed) => {
-            let config = DetachConfig::new(typed)?;
-            match detach(&config, &Host::system()?).await? {
-                Detached::Gone => tracing::info!("{} is detached", config.device),
+            let (device, ended) = detach(&DetachConfig::new(typed)?, &Host::system()?).await?;
+            match ended {
+                Detached::Gone => tracing::info!("{device} is detached"),
                 Detached::Lingering => tracing::warn!(
-                    "{} is disconnected, but stays until everything that uses it is unmounted or closed",
-                    config.device
+                    "{device} is disconnected, but stays until everything that uses it is unmounted or closed"
                 ),
             }
         }
         Command::Status(typed) => {
-            status(&StatusConfig::new(typed)?, &Host::system()?, &mut stdout()).await?;
+            let config = StatusConfig::new(typed.device.as_deref(), typed.json)?;
+            status(&config, &Host::system()?, &mut stdout())?;
+        }
+        Command::Watch(typed) => {
+            let config = StatusConfig::new(typed.device.as_deref(), typed.json)?;
+            watch(&config, &Host::system()?, &mut stdout()).await?;
         }
         Command::Info(typed) => info(&InfoConfig::new(typed)?, &mut stdout()).await?,
+        Command::Udev { name } => print!("{}", boot::properties(&Sysfs::system(), name)),
+        Command::Generate { directories, tab } => generate(directories, tab)?,
+        Command::Disconnect { device } => disconnect_only(device.parse()?, &Host::system()?).await?,
         Command::Flush { .. } => unreachable!("done before any runtime exists"),
+    }
+    Ok(())
+}
+
+fn generate(directories: &[PathBuf], table: &Path) -> Result<()> {
+    let into = directories.first().context("systemd gives a directory for the units")?;
+    Ok(boot::generate(into, table)?)
+}
+
+async fn attach_typed(typed: &cli::Attach) -> Result<()> {
+    let config = AttachConfig::new(typed, host::page_size())?;
+    let is_kept = config.keep == Keep::Reconnect;
+    if is_kept {
+        stay_in_memory();
+    }
+    let mut interrupt = Interrupt::catch()?;
+    let host = Host::system()?;
+    let (held, lock) = match attach(&config, &host, &mut interrupt, &mut stdout()).await? {
+        Outcome::Made(held) => {
+            let made = &held.attached;
+            tracing::info!("{} is {}, {}", made.device, made.uri, human_size(made.size_bytes));
+            let index = made.device.parse()?;
+            (held, if is_kept { host.registry.keeper(index)? } else { None })
+        }
+        Outcome::There(attached, record) => {
+            let device = attached.device.clone();
+            tracing::info!("{device} is {} already", attached.uri);
+            if !is_kept {
+                return Ok(());
+            }
+            let Some(lock) = host.registry.keeper(device.parse()?)? else {
+                tracing::info!("{device} is kept by another process already");
+                return Ok(());
+            };
+            let record = record.with_context(|| format!("{device} cannot be kept: its record is lost"))?;
+            (take_over(&config, &host, attached, record).await?, Some(lock))
+        }
+    };
+    if !is_kept {
+        return Ok(());
+    }
+    let lock = lock.context("another process keeps the device already")?;
+    stay(&config, &host, held, lock, &mut interrupt).await
+}
+
+async fn keep_attached(typed: &cli::Keep) -> Result<()> {
+    stay_in_memory();
+    let wish = KeepConfig::new(typed)?;
+    let host = Host::system()?;
+    let device = host.find(&wish.device)?;
+    let index = device.index;
+    let record = host.registry.record(&device).with_context(|| {
+        format!(
+            "{index} cannot be kept: it was attached by another tool, or what was remembered of it is lost"
+        )
+    })?;
+    let config = AttachConfig::new(&wish.applied_to(&record.attach), host::page_size())?;
+    let Some(lock) = host.registry.keeper(index)? else {
+        bail!("{index} is kept by another process already");
+    };
+    let mut interrupt = Interrupt::catch()?;
+    let attached = Attached::describe(&device, Some(&record))?;
+    let held = take_over(&config, &host, attached, record).await?;
+    stay(&config, &host, held, lock, &mut interrupt).await
+}
+
+/// Keeps a device, which nobody else does while the lock lasts.
+async fn stay(
+    config: &AttachConfig,
+    host: &Host,
+    held: Held,
+    _lock: Lock,
+    interrupt: &mut Interrupt,
+) -> Result<()> {
+    let device = held.attached.device.clone();
+    if keep(config, host, held, interrupt, &mut stdout()).await? == Ended::Detached {
+        tracing::info!("{device}: {}", Event::Detached);
     }
     Ok(())
 }

@@ -36,7 +36,14 @@ pub async fn negotiate<S>(stream: &mut S, export: &str, patience: Duration) -> R
 where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    match converse(stream, Client::new(export)?, patience).await? {
+    start(stream, Client::new(export)?, patience).await
+}
+
+async fn start<S>(stream: &mut S, client: Client, patience: Duration) -> Result<Export, NegotiateError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
+    match converse(stream, client, patience).await? {
         Outcome::Ready(export) => Ok(export),
         Outcome::Told(_) | Outcome::StartTls(_) => Err(NegotiateError::Unasked),
     }
@@ -78,6 +85,15 @@ impl Rest {
     {
         send(stream, &self.send).await?;
         ask(stream, self.client, patience).await
+    }
+
+    /// Begins transmission over the encrypted stream within `patience`.
+    pub async fn negotiate<S>(self, stream: &mut S, patience: Duration) -> Result<Export, NegotiateError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        send(stream, &self.send).await?;
+        start(stream, self.client, patience).await
     }
 }
 

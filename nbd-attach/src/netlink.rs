@@ -2,5 +2,7 @@
 //! calls have a deadline even when the driver's do not.
 
 pub mod client;
+pub mod destroy;
+pub mod events;
 pub mod message;
 pub mod refusal;

@@ -1,41 +1,60 @@
 //! `nbd-attach status`: what is attached, as far as the kernel tells. Anyone may look.
 
 use crate::config::{Output, StatusConfig};
-use crate::device::Index;
-use crate::host::Host;
+use crate::event::now;
+use crate::host::{Host, NotAttached};
 use crate::identifier;
-use crate::netlink::message::DeviceItem;
+use crate::registry::{Connection, Record, Registry};
 use crate::sysfs::DeviceDir;
+use common::proto::TransmissionFlags;
+use common::uri::Uri;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::time::Duration;
 
-/// The driver answers at once, unless another device's server hangs and holds its lock.
-const STATUS_PATIENCE: Duration = Duration::from_secs(5);
-
-/// One attached device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One attached device. What is null is not known: the device was attached by another tool, or nobody keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// `/dev/nbdN`.
     pub device: String,
     /// N.
     pub index: u32,
+    /// As what it was attached.
+    pub id: Option<String>,
+    /// What was attached, when this tool did it.
+    pub uri: Option<String>,
+    /// The export's name.
+    pub export: Option<String>,
     /// Bytes.
     pub size_bytes: u64,
     /// Logical block size.
     pub block_size: u32,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// What the driver says; null when it could not be asked. True does not mean that the server
-    /// lives: the driver says it of every device that has a configuration.
-    pub connected: Option<bool>,
+    /// The transmission flags, by the spec's names.
+    pub flags: Option<Vec<&'static str>>,
+    /// When the server makes writes durable, where it says so.
+    pub durability: Option<String>,
+    /// What the server changes when it has lost acknowledged writes, where it says so.
+    pub epoch: Option<String>,
+    /// What the kernel encrypts with.
+    pub cipher: Option<String>,
+    /// How each connection is.
+    pub connections: Option<Vec<Connection>>,
+    /// The process that reconnects it.
+    pub keeper: Option<u32>,
+    /// How often a connection was made again.
+    pub reconnects: Option<u64>,
+    /// Seconds since a connection was last made again.
+    pub seconds_since_reconnect: Option<f64>,
+    /// Seconds since it was attached.
+    pub seconds_attached: Option<f64>,
+    /// What is wrong, as far as the keeper knows.
+    pub trouble: Option<String>,
     /// Requests waiting for a reply.
     pub inflight: Inflight,
     /// The request timeout; 30000 also stands for none.
     pub io_timeout_ms: Option<u64>,
-    /// What was attached, when this tool did it.
-    pub uri: Option<String>,
     /// The backend identifier.
     pub backend: Option<String>,
 }
@@ -53,26 +72,24 @@ pub struct Inflight {
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     /// Asked for by name.
-    #[error("{0} is not attached")]
-    NotAttached(Index),
+    #[error(transparent)]
+    NotAttached(#[from] NotAttached),
     /// sysfs is not what it should be, or stdout is gone.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 /// Prints the attached devices, or the one asked for.
-pub async fn status(config: &StatusConfig, host: &Host, out: &mut dyn Write) -> Result<(), StatusError> {
-    let devices = match config.device {
-        Some(index) => vec![host.sysfs.device(index)],
+///
+/// The driver itself is not asked: it would only say that the device has a configuration, and might hang.
+pub fn status(config: &StatusConfig, host: &Host, out: &mut dyn Write) -> Result<(), StatusError> {
+    let devices = match &config.device {
+        Some(name) => vec![host.find(name)?],
         None => host.sysfs.devices()?,
     };
-    let attached: Vec<DeviceDir> = devices.into_iter().filter(DeviceDir::attached).collect();
-    if let (Some(index), []) = (config.device, &attached[..]) {
-        return Err(StatusError::NotAttached(index));
-    }
-    let connected = if attached.is_empty() { Vec::new() } else { ask_driver(host).await };
+    let attached = devices.iter().filter(|device| device.attached());
     // A device detached while being looked at is left out.
-    let rows: Vec<Row> = attached.iter().filter_map(|device| row(device, &connected).ok()).collect();
+    let rows: Vec<Row> = attached.filter_map(|device| row(device, &host.registry).ok()).collect();
     match config.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string(&rows).map_err(io::Error::from)?)?,
         Output::Human if rows.is_empty() => tracing::info!("no nbd device is attached"),
@@ -81,59 +98,118 @@ pub async fn status(config: &StatusConfig, host: &Host, out: &mut dyn Write) -> 
     Ok(out.flush()?)
 }
 
-async fn ask_driver(host: &Host) -> Vec<DeviceItem> {
-    host.netlink.status(STATUS_PATIENCE).await.unwrap_or_else(|error| {
-        tracing::warn!("{error}");
-        Vec::new()
-    })
-}
-
-fn row(device: &DeviceDir, connected: &[DeviceItem]) -> io::Result<Row> {
-    let index = device.index.number();
+fn row(device: &DeviceDir, registry: &Registry) -> io::Result<Row> {
     let backend = device.backend();
+    let told = backend.as_deref().and_then(identifier::read);
+    let record = registry.record(device);
+    let record = record.as_ref();
+    let export = record.map(|record| &record.export);
+    let word = |word| export.and_then(|export| export.told(word)).map(str::to_owned);
+    let since = |then: f64| (now() - then).max(0.0);
+    let uri = told.map(|told| told.uri.to_owned());
     let [reads, writes] = device.inflight()?;
     Ok(Row {
         device: device.index.to_string(),
-        index,
+        index: device.index.number(),
+        id: told.and_then(|told| told.id).map(str::to_owned),
+        export: uri.as_deref().and_then(|uri| Some(uri.parse::<Uri>().ok()?.export)),
+        uri,
         size_bytes: device.size()?,
         block_size: device.number("queue/logical_block_size")?,
         read_only: device.number::<u8>("ro")? != 0,
-        connected: connected.iter().find(|item| item.index == index).map(|item| item.connected),
+        flags: export.map(|export| TransmissionFlags(export.flags).names().collect()),
+        durability: word("durability"),
+        epoch: word("epoch"),
+        cipher: record.and_then(|record| record.cipher.clone()),
+        connections: record.map(|record| record.connections.clone()),
+        keeper: record.and_then(|record| living_keeper(record, registry, device)),
+        reconnects: record.map(|record| record.reconnects),
+        seconds_since_reconnect: record.and_then(|record| record.reconnected_at).map(since),
+        seconds_attached: record.map(|record| since(record.attached_at)),
+        trouble: record.and_then(trouble),
         inflight: Inflight { reads, writes },
         io_timeout_ms: device.number("queue/io_timeout").ok(),
-        uri: backend.as_deref().and_then(identifier::uri_of).map(str::to_owned),
         backend,
     })
 }
 
+/// A keeper that was killed cannot say so; its right to keep the device ended with it. Who may not look believes it.
+fn living_keeper(record: &Record, registry: &Registry, device: &DeviceDir) -> Option<u32> {
+    let keeper = record.keeper?;
+    match registry.keeper(device.index) {
+        Ok(Some(_nobody_has_it)) => None,
+        Ok(None) | Err(_) => Some(keeper),
+    }
+}
+
+fn trouble(record: &Record) -> Option<String> {
+    let dead = record.connections.contains(&Connection::Dead);
+    let last = record.events.last().map(|entry| &entry.event)?;
+    (dead || last.is_trouble()).then(|| last.to_string())
+}
+
 fn table(rows: &[Row]) -> String {
-    let heading = ["DEVICE", "SIZE", "BLOCK", "MODE", "CONNECTED", "IN FLIGHT", "TIMEOUT", "URI"];
-    let cells: Vec<[String; 8]> =
-        std::iter::once(heading.map(str::to_owned)).chain(rows.iter().map(cells)).collect();
+    let heading = [
+        "DEVICE",
+        "ID",
+        "SIZE",
+        "MODE",
+        "DURABILITY",
+        "ALIVE",
+        "KEPT",
+        "SINCE",
+        "IN FLIGHT",
+        "TIMEOUT",
+        "URI",
+    ];
+    let cells: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows.iter().map(cells)).collect();
     let width = |column: usize| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let mut text = String::new();
-    for line in &cells {
+    let troubles = std::iter::once(None).chain(rows.iter().map(|row| row.trouble.as_deref()));
+    for (line, trouble) in cells.iter().zip(troubles) {
         let padded = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         let padded: Vec<String> = padded.collect();
         let _ = writeln!(text, "{}", padded.join("  ").trim_end());
+        if let Some(trouble) = trouble {
+            let _ = writeln!(text, "  ! {}", printable(trouble));
+        }
     }
     text
 }
 
-fn cells(row: &Row) -> [String; 8] {
-    let connected = row.connected.map_or("?", |yes| if yes { "yes" } else { "no" });
+fn cells(row: &Row) -> [String; 11] {
+    let dash = || "-".to_owned();
     let named = row.uri.clone().or_else(|| row.backend.clone());
+    let count = |all: &Vec<Connection>, how| all.iter().filter(|connection| **connection == how).count();
+    let alive = row.connections.as_ref().map(|all| match count(all, Connection::Unknown) {
+        unknown if unknown == all.len() => format!("?/{unknown}"),
+        0 => format!("{}/{}", count(all, Connection::Alive), all.len()),
+        unknown => format!("{}+{unknown}?/{}", count(all, Connection::Alive), all.len()),
+    });
+    let since = row.seconds_since_reconnect.or(row.seconds_attached);
     [
         row.device.clone(),
+        row.id.clone().unwrap_or_else(dash),
         human_size(row.size_bytes),
-        row.block_size.to_string(),
         if row.read_only { "ro" } else { "rw" }.to_owned(),
-        connected.to_owned(),
+        row.durability.clone().unwrap_or_else(dash),
+        alive.unwrap_or_else(dash),
+        row.keeper.map_or_else(|| "no".to_owned(), |pid| pid.to_string()),
+        since.map_or_else(dash, human_time),
         (row.inflight.reads + row.inflight.writes).to_string(),
-        row.io_timeout_ms.map_or_else(|| "?".to_owned(), |ms| format!("{} s", ms / 1000)),
+        row.io_timeout_ms.map_or_else(dash, |ms| format!("{} s", ms / 1000)),
         named.map_or_else(|| "(attached by another tool)".to_owned(), |name| printable(&name)),
     ]
+}
+
+/// Whole seconds, minutes, hours or days.
+fn human_time(seconds: f64) -> String {
+    let units = [("d", 86400.0), ("h", 3600.0), ("min", 60.0)];
+    match units.iter().find(|(_, length)| seconds >= *length) {
+        Some((unit, length)) => format!("{:.0} {unit}", (seconds / length).floor()),
+        None => format!("{:.0} s", seconds.floor()),
+    }
 }
 
 /// A server's or another tool's text must not steer the terminal.
@@ -151,53 +227,5 @@ pub fn human_size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sysfs::Sysfs;
-
-    const BACKEND: &str = "nbd://host:10809/x#0123456789abcdef";
-
-    fn tree() -> (tempfile::TempDir, Sysfs) {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in [
-            ("pid", "1\n"),
-            ("backend", BACKEND),
-            ("size", "2048\n"),
-            ("ro", "1\n"),
-            ("inflight", "1 2\n"),
-            ("queue/logical_block_size", "512\n"),
-            ("queue/io_timeout", "10000\n"),
-        ] {
-            let path = dir.path().join("block/nbd3").join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let sysfs = Sysfs::at(dir.path());
-        (dir, sysfs)
-    }
-
-    #[test]
-    fn a_row_tells_what_sysfs_and_the_driver_tell() {
-        let (_dir, sysfs) = tree();
-        let item = DeviceItem { index: 3, connected: true };
-        let row = row(&sysfs.device(Index::new(3).unwrap()), &[item]).unwrap();
-        assert_eq!((row.size_bytes, row.read_only, row.connected), (1 << 20, true, Some(true)));
-        assert_eq!(row.uri.as_deref(), Some("nbd://host:10809/x"));
-        let text = table(&[row]);
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(
-            lines[1],
-            "/dev/nbd3  1 MiB  512    ro    yes        3          10 s     nbd://host:10809/x"
-        );
-        assert_eq!(lines[0].find("URI"), lines[1].find("nbd://"));
-    }
-
-    #[test]
-    fn sizes_are_never_rounded() {
-        for (bytes, text) in
-            [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (3 << 30, "3 GiB"), (1025, "1025 B")]
-        {
-            assert_eq!(human_size(bytes), text);
-        }
-    }
-}
+#[path = "status_tests.rs"]
+mod tests;

@@ -27,9 +27,11 @@ impl Sysfs {
         Sysfs { root: root.into() }
     }
 
-    /// Whether the nbd driver is loaded or built in.
+    /// Whether the nbd driver is built in or loaded, and done with its start.
     pub fn has_driver(&self) -> bool {
-        self.root.join("module/nbd").exists()
+        let module = self.root.join("module/nbd");
+        let state = fs::read_to_string(module.join("initstate"));
+        module.exists() && state.map_or(true, |state| state.trim() == "live")
     }
 
     /// Every nbd device there is, attached or not, in order.
@@ -136,6 +138,15 @@ impl DeviceDir {
         let text = self.read("inflight")?;
         let mut counts = text.split_whitespace().map(|count| count.parse().unwrap_or(0));
         Ok([counts.next().unwrap_or(0), counts.next().unwrap_or(0)])
+    }
+
+    /// What was read and what was written since the device was made: requests and bytes.
+    pub fn transferred(&self) -> io::Result<[(u64, u64); 2]> {
+        let text = self.read("stat")?;
+        // `Documentation/block/stat.rst` in the kernel's source.
+        let counts: Vec<u64> = text.split_whitespace().map(|count| count.parse().unwrap_or(0)).collect();
+        let at = |place: usize| counts.get(place).copied().unwrap_or(0);
+        Ok([(at(0), at(2).saturating_mul(512)), (at(4), at(6).saturating_mul(512))])
     }
 
     /// Changes an attribute.

@@ -1,6 +1,10 @@
 //! TLS as a client: whom to trust, and what to show. The files are those of libnbd and QEMU.
 
-use rustls::crypto::ring;
+pub mod kernel;
+pub mod record;
+
+use kernel::KernelTlsError;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem};
 use rustls::{ClientConfig, RootCertStore};
@@ -52,6 +56,14 @@ pub enum TlsError {
     /// Not a name that a certificate can have.
     #[error("{0:?} is no name that a certificate can have; give another with --tls-hostname")]
     Name(String, #[source] InvalidDnsNameError),
+    /// A Unix socket.
+    #[error(
+        "the kernel encrypts TCP connections only; a Unix socket does not leave the machine, so use nbd+unix://"
+    )]
+    OnlyTcp,
+    /// The kernel does not take the session.
+    #[error(transparent)]
+    Kernel(#[from] KernelTlsError),
     /// The handshake failed: the peer is not who it should be, or does not want us.
     #[error("TLS with the server failed: {0}")]
     Handshake(io::Error),
@@ -69,12 +81,12 @@ impl Connector {
         for root in certificates(&dir.join(ROOT))? {
             roots.add(root).map_err(unusable)?;
         }
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
             .with_root_certificates(roots);
         let [cert, key] = OWN.map(|file| dir.join(file));
-        let config = if cert.exists() {
+        let mut config = if cert.exists() {
             let own = certificates(&cert)?;
             let key = PrivateKeyDer::from_pem_file(&key)
                 .map_err(|error| TlsError::File { path: key.clone(), error })?;
@@ -82,6 +94,8 @@ impl Connector {
         } else {
             builder.with_no_client_auth()
         };
+        // For the kernel, which takes the session over.
+        config.enable_secret_extraction = true;
         let name =
             ServerName::try_from(name.to_owned()).map_err(|error| TlsError::Name(name.to_owned(), error))?;
         Ok(Connector { connector: TlsConnector::from(Arc::new(config)), name })
@@ -97,6 +111,13 @@ impl Connector {
     ) -> Result<TlsStream<S>, TlsError> {
         self.connector.connect(self.name.clone(), stream).await.map_err(TlsError::Handshake)
     }
+}
+
+/// ChaCha20 before AES, because its keys do not wear out.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("CHACHA20"));
+    provider
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

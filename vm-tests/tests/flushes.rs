@@ -65,7 +65,7 @@ fn four_connections(scene: &Scene) -> Result<()> {
         let disk = device.replace("/dev/", "");
         ensure!(vm.run(&format!("ls -d /sys/block/{disk}/mq/* | wc -l"))? == "4");
         let status = vm.run(&format!("nbd-attach status --json {device}"))?;
-        ensure!(status.contains(r#""connected":true"#), "{status}");
+        ensure!(status.contains(r#""durability":"writeback""#), "{status}");
         vm.make_fs(fs, &device, &format!("/mnt/{name}"))?;
     }
     vm.run("sync; grep -c 'transmission begins' /tmp/log | grep -x 8; : >/tmp/log")?;

@@ -5,10 +5,9 @@
 
 use crate::device::Index;
 use crate::host::Host;
-use crate::netlink::client::NetlinkError;
+use crate::netlink::client::{NetlinkError, Socket};
 use nix::sys::socket::{Shutdown, shutdown};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -26,7 +25,7 @@ pub struct Attempt {
     /// The identifier it bears.
     pub backend: String,
     /// Its connections, still ours as well as the kernel's.
-    pub sockets: Arc<[OwnedFd]>,
+    pub sockets: Vec<Socket>,
 }
 
 /// The device could not be removed again.
@@ -83,7 +82,7 @@ impl Attempt {
 
     /// Rescues a driver that waits for a server that does not read.
     fn shut_down(&self) {
-        for socket in self.sockets.iter() {
+        for socket in &self.sockets {
             // One that is dead already is fine.
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
         }

@@ -4,6 +4,7 @@
 //! export behind the same address, an older copy, or one that has lost acknowledged writes would become a
 //! damaged file system; so whatever shows a difference keeps the connection from being used.
 
+use crate::registry::told;
 use common::handshake::Export;
 
 /// What speaks against it.
@@ -22,10 +23,10 @@ pub(super) enum Difference {
     Epoch { before: String, now: String },
 }
 
-/// Compares what the server says with what it said before. It may have grown.
-pub(super) fn check(before: &Export, now: &Export) -> Result<(), Difference> {
-    if now.size < before.size {
-        return Err(Difference::Smaller { before: before.size, now: now.size });
+/// Compares what the server says with what it said before, and with the size of the device. It may have grown.
+pub(super) fn check(before: &Export, device_size: u64, now: &Export) -> Result<(), Difference> {
+    if now.size < device_size {
+        return Err(Difference::Smaller { before: device_size, now: now.size });
     }
     if now.flags != before.flags {
         let names = |export: &Export| export.flags.names().collect::<Vec<_>>().join(" ");
@@ -46,8 +47,7 @@ pub(super) fn check(before: &Export, now: &Export) -> Result<(), Difference> {
 
 /// The write verifier in the description: our server changes it exactly when acknowledged data may be lost.
 fn epoch(export: &Export) -> Option<&str> {
-    let words = export.description.as_deref()?.split([' ', ';']);
-    words.filter_map(|word| word.strip_prefix("epoch=")).next()
+    told(export.description.as_deref()?, "epoch")
 }
 
 #[cfg(test)]
@@ -69,16 +69,16 @@ mod tests {
     #[test]
     fn the_same_and_a_larger_one_are_taken() {
         let before = export(Some("durability=writeback epoch=00ff; mine"));
-        assert_eq!(check(&before, &before), Ok(()));
+        assert_eq!(check(&before, 4096, &before), Ok(()));
         let changed = Export { size: 8192, ..export(Some("durability=early-ack epoch=00ff; renamed")) };
-        assert_eq!(check(&before, &changed), Ok(()));
-        assert_eq!(check(&export(None), &export(Some("epoch=1"))), Ok(()));
+        assert_eq!(check(&before, 4096, &changed), Ok(()));
+        assert_eq!(check(&export(None), 4096, &export(Some("epoch=1"))), Ok(()));
     }
 
     #[test]
     fn each_difference_is_seen() {
         let before = export(Some("durability=writeback epoch=00ff"));
-        let differs = |now: &Export| check(&before, now).unwrap_err().to_string();
+        let differs = |now: &Export| check(&before, 4096, now).unwrap_err().to_string();
         assert!(differs(&Export { size: 512, ..before.clone() }).contains("512 bytes, and 4096"));
         let flags = before.flags | TransmissionFlags::READ_ONLY;
         assert!(differs(&Export { flags, ..before.clone() }).contains("READ_ONLY"));

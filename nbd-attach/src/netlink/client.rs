@@ -54,8 +54,11 @@ pub struct Connect {
     /// What `/sys/block/nbdN/backend` will say.
     pub backend: String,
     /// The connections, their handshakes done.
-    pub sockets: Arc<[OwnedFd]>,
+    pub sockets: Vec<Socket>,
 }
+
+/// A connection that is ours as well as the kernel's.
+pub type Socket = Arc<OwnedFd>;
 
 /// The handle to the netlink thread.
 #[derive(Clone, Debug)]
@@ -68,7 +71,7 @@ struct Job {
     message: Message,
     /// Kept open until the kernel has looked the numbers up, even when nobody waits any more: a
     /// number closed and used again would hand a stranger's socket to the driver.
-    _sockets: Option<Arc<[OwnedFd]>>,
+    _sockets: Vec<Socket>,
     answer: oneshot::Sender<Result<Vec<Attribute>, NetlinkError>>,
 }
 
@@ -93,7 +96,7 @@ impl Client {
     /// Attaches, and tells which device it became.
     pub async fn connect(&self, wish: &Connect, patience: Duration) -> Result<Index, NetlinkError> {
         let message = Message { command: Command::CONNECT, attributes: connect_attributes(wish) };
-        let answer = self.ask(message, Some(wish.sockets.clone()), patience).await?;
+        let answer = self.ask(message, wish.sockets.clone(), patience).await?;
         let number = answer.iter().find_map(|attribute| match attribute {
             Attribute::Index(number) => Some(*number),
             _ => None,
@@ -107,7 +110,7 @@ impl Client {
     /// Detaches whatever is attached there. The driver also says yes when nothing is.
     pub async fn disconnect(&self, index: Index, patience: Duration) -> Result<(), NetlinkError> {
         let attributes = vec![Attribute::Index(index.number())];
-        self.ask(Message { command: Command::DISCONNECT, attributes }, None, patience).await.map(drop)
+        self.ask(Message { command: Command::DISCONNECT, attributes }, vec![], patience).await.map(drop)
     }
 
     /// Has the device node removed at the next DISCONNECT, if it still bears this identifier.
@@ -117,12 +120,8 @@ impl Client {
         backend: &str,
         patience: Duration,
     ) -> Result<(), NetlinkError> {
-        let attributes = vec![
-            Attribute::Index(index.number()),
-            Attribute::ClientFlags(ClientFlags::DESTROY_ON_DISCONNECT),
-            Attribute::BackendIdentifier(backend.to_owned()),
-        ];
-        self.ask(Message { command: Command::RECONFIGURE, attributes }, None, patience).await.map(drop)
+        let flags = [Attribute::ClientFlags(ClientFlags::DESTROY_ON_DISCONNECT)];
+        self.ask(reconfigure(index, Some(backend), flags), vec![], patience).await.map(drop)
     }
 
     /// Gives a device, if it still bears this identifier, a connection for a dead one. Where none is dead the
@@ -131,17 +130,24 @@ impl Client {
         &self,
         index: Index,
         backend: &str,
-        sockets: Arc<[OwnedFd]>,
+        socket: Socket,
         patience: Duration,
     ) -> Result<(), NetlinkError> {
-        let items = sockets.iter().map(|socket| SocketItem { fd: socket.as_raw_fd().unsigned_abs() });
-        let attributes = vec![
-            Attribute::Index(index.number()),
-            Attribute::BackendIdentifier(backend.to_owned()),
-            Attribute::Sockets(items.collect()),
-        ];
-        let message = Message { command: Command::RECONFIGURE, attributes };
-        self.ask(message, Some(sockets), patience).await.map(drop)
+        let item = Attribute::Sockets(vec![item(&socket)]);
+        self.ask(reconfigure(index, Some(backend), [item]), vec![socket], patience).await.map(drop)
+    }
+
+    /// Changes how long the driver waits: for a request, and for a new connection once all are dead. A device that
+    /// was attached without an identifier is changed without.
+    pub async fn wait_for(
+        &self,
+        index: Index,
+        backend: Option<&str>,
+        [request, connection]: [Duration; 2],
+        patience: Duration,
+    ) -> Result<(), NetlinkError> {
+        let times = [Attribute::Timeout(request.as_secs()), Attribute::DeadConnTimeout(connection.as_secs())];
+        self.ask(reconfigure(index, backend, times), vec![], patience).await.map(drop)
     }
 
     /// Changes the size of a device that has a connection, if it still bears this identifier.
@@ -152,18 +158,14 @@ impl Client {
         size: u64,
         patience: Duration,
     ) -> Result<(), NetlinkError> {
-        let attributes = vec![
-            Attribute::Index(index.number()),
-            Attribute::BackendIdentifier(backend.to_owned()),
-            Attribute::SizeBytes(size),
-        ];
-        self.ask(Message { command: Command::RECONFIGURE, attributes }, None, patience).await.map(drop)
+        let size = [Attribute::SizeBytes(size)];
+        self.ask(reconfigure(index, Some(backend), size), vec![], patience).await.map(drop)
     }
 
     /// Every device the driver has, with whether something holds it. Anyone may ask.
     pub async fn status(&self, patience: Duration) -> Result<Vec<DeviceItem>, NetlinkError> {
         let answer =
-            self.ask(Message { command: Command::STATUS, attributes: vec![] }, None, patience).await?;
+            self.ask(Message { command: Command::STATUS, attributes: vec![] }, vec![], patience).await?;
         let lists = answer.into_iter().filter_map(|attribute| match attribute {
             Attribute::DeviceList(items) => Some(items),
             _ => None,
@@ -174,7 +176,7 @@ impl Client {
     async fn ask(
         &self,
         message: Message,
-        sockets: Option<Arc<[OwnedFd]>>,
+        sockets: Vec<Socket>,
         patience: Duration,
     ) -> Result<Vec<Attribute>, NetlinkError> {
         let gone = || NetlinkError::Broken("the netlink thread ended".into());
@@ -187,8 +189,19 @@ impl Client {
     }
 }
 
+fn item(socket: &Socket) -> SocketItem {
+    SocketItem { fd: socket.as_raw_fd().unsigned_abs() }
+}
+
+/// RECONFIGURE of a device, if it still bears this identifier.
+fn reconfigure(index: Index, backend: Option<&str>, changes: impl IntoIterator<Item = Attribute>) -> Message {
+    let backend = backend.map(|backend| Attribute::BackendIdentifier(backend.to_owned()));
+    let device = [Attribute::Index(index.number())];
+    let attributes = device.into_iter().chain(backend).chain(changes).collect();
+    Message { command: Command::RECONFIGURE, attributes }
+}
+
 fn connect_attributes(wish: &Connect) -> Vec<Attribute> {
-    let sockets = wish.sockets.iter().map(|socket| SocketItem { fd: socket.as_raw_fd().unsigned_abs() });
     let index = wish.index.map(|index| Attribute::Index(index.number()));
     let rest = [
         Attribute::SizeBytes(wish.size),
@@ -197,7 +210,7 @@ fn connect_attributes(wish: &Connect) -> Vec<Attribute> {
         Attribute::DeadConnTimeout(wish.dead_connection_timeout.as_secs()),
         Attribute::ServerFlags(wish.server_flags.into()),
         Attribute::BackendIdentifier(wish.backend.clone()),
-        Attribute::Sockets(sockets.collect()),
+        Attribute::Sockets(wish.sockets.iter().map(item).collect()),
     ];
     index.into_iter().chain(rest).collect()
 }
@@ -261,7 +274,7 @@ mod tests {
             dead_connection_timeout: Duration::ZERO,
             server_flags: 1,
             backend: "x".into(),
-            sockets: Arc::new([]),
+            sockets: vec![],
         };
         let sent = connect_attributes(&wish);
         for always in [

@@ -60,6 +60,8 @@ impl Command {
     pub const DISCONNECT: Command = Command(2);
     /// Change an attached device.
     pub const RECONFIGURE: Command = Command(3);
+    /// Told by the driver: a connection of a device has died, it does not say which.
+    pub const LINK_DEAD: Command = Command(4);
     /// Ask which devices are in use; anyone may.
     pub const STATUS: Command = Command(5);
 }

@@ -1,0 +1,118 @@
+//! What happens to a device, told in every way at once: in the log, as a line of JSON, in the record that `status`
+//! and `watch` read, and to systemd.
+
+use super::Ended;
+use crate::config::Output;
+use crate::device::Index;
+use crate::event::{Event, now};
+use crate::host::Host;
+use crate::opener::Ends;
+use crate::registry::{Connection, Record, Registry, Remembered};
+use common::handshake::Export;
+use sd_notify::NotifyState;
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write};
+
+pub(super) struct Chronicle<'a> {
+    registry: &'a Registry,
+    index: Index,
+    record: RefCell<Record>,
+    output: Output,
+    out: RefCell<&'a mut dyn Write>,
+    /// Whether it was said that nothing can be remembered.
+    forgetful: Cell<bool>,
+}
+
+impl<'a> Chronicle<'a> {
+    /// Begins with saying who keeps the device.
+    pub(super) fn begin(
+        host: &'a Host,
+        index: Index,
+        mut record: Record,
+        output: Output,
+        out: &'a mut dyn Write,
+    ) -> io::Result<Chronicle<'a>> {
+        let pid = std::process::id();
+        record.keeper = Some(pid);
+        record.connections.fill(Connection::Unknown);
+        let chronicle = Chronicle {
+            registry: &host.registry,
+            index,
+            record: RefCell::new(record),
+            output,
+            out: RefCell::new(out),
+            forgetful: Cell::new(false),
+        };
+        // For systemd this is the end of the start; without it, it is nothing.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        chronicle.tell(Event::Kept { pid })?;
+        Ok(chronicle)
+    }
+
+    /// Tells an event.
+    pub(super) fn tell(&self, event: Event) -> io::Result<()> {
+        let device = self.index;
+        let words = format!("{device}: {event}");
+        match event.is_trouble() {
+            true => tracing::warn!("{words}"),
+            false => tracing::info!("{words}"),
+        }
+        // See above.
+        let _ = sd_notify::notify(&[NotifyState::Status(&words)]);
+        if let Event::Reconnected { .. } = &event {
+            let mut record = self.record.borrow_mut();
+            record.reconnects += 1;
+            record.reconnected_at = Some(now());
+        }
+        let entry = self.record.borrow_mut().add(device, event);
+        self.remember();
+        if self.output == Output::Json {
+            let mut out = self.out.borrow_mut();
+            writeln!(out, "{}", serde_json::to_string(&entry).map_err(io::Error::from)?)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Notes how a connection is.
+    pub(super) fn connection(&self, place: usize, how: Connection, between: Option<Ends>) {
+        let mut record = self.record.borrow_mut();
+        if let Some(known) = record.connections.get_mut(place) {
+            *known = how;
+        }
+        if let Some(known) = record.ends.get_mut(place) {
+            *known = between;
+        }
+        drop(record);
+        self.remember();
+    }
+
+    /// Notes what the server said last.
+    pub(super) fn export(&self, export: &Export) {
+        self.record.borrow_mut().export = Remembered::from(export);
+    }
+
+    /// Ends with saying why.
+    pub(super) fn end(&self, ended: Ended) -> io::Result<()> {
+        match ended {
+            Ended::Detached => self.registry.forget(self.index),
+            Ended::Left(signal) => {
+                let mut record = self.record.borrow_mut();
+                record.keeper = None;
+                record.connections.fill(Connection::Unknown);
+                drop(record);
+                self.tell(Event::Left { signal: signal.to_owned() })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&self) {
+        let remembered = self.registry.remember(self.index, &self.record.borrow());
+        if let Err(error) = remembered
+            && !self.forgetful.replace(true)
+        {
+            tracing::warn!("what happens will not be remembered: {error}");
+        }
+    }
+}

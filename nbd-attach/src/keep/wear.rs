@@ -1,0 +1,99 @@
+//! How many records of TLS were sent with the same keys.
+//!
+//! The kernel's driver cannot renew keys, and takes a peer's renewal for a dead connection. So a connection gets new
+//! keys by being replaced, before anybody's limit is reached.
+
+use crate::netlink::client::Socket;
+use crate::sysfs::DeviceDir;
+use crate::tls::kernel::Cipher;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bytes of data that are surely in one record: half of what a record holds, for servers that do not fill theirs.
+const RECORD_BYTES: u64 = 8 << 10;
+/// Records of a request or reply beside its data, and one that is not full.
+const RECORDS_BESIDE: u64 = 2;
+
+/// Counts what one device sends and receives. Each of its connections is taken to carry all of it.
+pub(super) struct Wear {
+    limit: Option<u64>,
+    /// What was asked for, instead of half of what the cipher allows.
+    asked: Option<u64>,
+    encrypted: bool,
+    /// Where the count began.
+    begun: Option<u64>,
+    /// Places whose keys are worn out.
+    worn: VecDeque<usize>,
+}
+
+impl Wear {
+    pub(super) fn new(cipher: Option<Cipher>, asked: Option<u64>) -> Wear {
+        let mut wear = Wear { limit: None, asked, encrypted: false, begun: None, worn: VecDeque::new() };
+        wear.changed(cipher);
+        wear
+    }
+
+    /// A new connection may be encrypted by something else.
+    pub(super) fn changed(&mut self, cipher: Option<Cipher>) {
+        let Some(cipher) = cipher else { return };
+        self.encrypted = true;
+        self.limit = self.asked.or(cipher.records_max.map(|most| most / 2));
+    }
+
+    /// The place of a connection that is to be replaced now, if there is one.
+    pub(super) fn worn(&mut self, device: &DeviceDir, alive: &BTreeMap<usize, Socket>) -> Option<usize> {
+        let limit = self.limit.filter(|_| self.encrypted)?;
+        let now = device.transferred().ok().map(|moved| records(&moved))?;
+        let begun = *self.begun.get_or_insert(now);
+        if now.saturating_sub(begun) >= limit && self.worn.is_empty() {
+            self.begun = Some(now);
+            self.worn.extend(alive.keys());
+        }
+        while let Some(place) = self.worn.pop_front() {
+            if alive.contains_key(&place) {
+                return Some(place);
+            }
+        }
+        None
+    }
+}
+
+/// No fewer records than these requests took, either way: their number and bytes.
+fn records(moved: &[(u64, u64)]) -> u64 {
+    moved.iter().map(|(requests, bytes)| requests * RECORDS_BESIDE + bytes / RECORD_BYTES).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Index;
+    use crate::sysfs::Sysfs;
+    use rustls::CipherSuite;
+    use std::fs;
+
+    #[test]
+    fn every_connection_is_replaced_once_per_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = dir.path().join("block/nbd0");
+        fs::create_dir_all(&block).unwrap();
+        let device = Sysfs::at(dir.path()).device(Index::new(0).unwrap());
+        let done = |requests: u64| {
+            let sectors = requests * 8;
+            fs::write(block.join("stat"), format!("{requests} 0 {sectors} 0 0 0 0 0 0 0 0\n")).unwrap();
+        };
+        let socket = Socket::new(fs::File::open("/dev/null").unwrap().into());
+        let alive = BTreeMap::from([(0, socket.clone()), (1, socket)]);
+        let suite = CipherSuite::TLS13_AES_128_GCM_SHA256;
+        let mut wear = Wear::new(Some(Cipher { suite, records_max: Some(2000) }), None);
+        done(10_000);
+        assert_eq!(wear.worn(&device, &alive), None, "what was before us does not count");
+        done(10_300);
+        assert_eq!(wear.worn(&device, &alive), None, "750 records");
+        done(10_400);
+        assert_eq!([wear.worn(&device, &alive), wear.worn(&device, &alive)], [Some(0), Some(1)]);
+        assert_eq!(wear.worn(&device, &alive), None);
+        let mut plain = Wear::new(None, Some(1));
+        assert_eq!(plain.worn(&device, &alive), None);
+        done(20_000);
+        assert_eq!(plain.worn(&device, &alive), None);
+    }
+}
