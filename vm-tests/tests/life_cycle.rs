@@ -49,7 +49,11 @@ fn the_same_id_is_the_same_device(scene: &Scene) -> Result<()> {
     let attach = format!("nbd-attach attach --id data '{URI}'");
     let race = format!("for i in 1 2 3 4 5; do {attach} 2>/tmp/err$i & done; wait");
     let all = vm.run(&race)?;
-    ensure!(all.lines().count() == 5 && all.lines().all(|line| line == "/dev/nbd0"), "{all}");
+    ensure!(
+        all.lines().count() == 5 && all.lines().all(|line| line == "/dev/nbd0"),
+        "{all}\n{}",
+        vm.run("cat /tmp/err*")?
+    );
     ensure!(vm.run("nbd-attach status --json | grep -o '\"device\"' | wc -l")? == "1");
     let json = vm.run(&format!("{attach} --json 2>/dev/null"))?;
     ensure!(json.contains(r#""device":"/dev/nbd0""#) && json.contains(r#""id":"data""#), "{json}");
@@ -128,7 +132,8 @@ on_both_kernels!(whatever_the_server_does_a_device_can_be_detached, Ours);
 /// In bounded time, with nothing left behind: alive, dead, hanging with requests in flight, with a keeper and
 /// without, with a request timeout and without one.
 fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().boot()?;
+    // What ends somebody else's TCP connection.
+    let mut vm = scene.vm().module("tcp_diag").boot()?;
     vm.run("truncate -s 64M /tmp/disk")?;
     let options = ["--timeout 0", "--timeout 3", "--timeout 600 --keep"];
     let (mut round, mut worst) = (0, Duration::ZERO);
@@ -137,8 +142,10 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
             round += 1;
             let (server, keeper) = (format!("server-{round}"), format!("keeper-{round}"));
             let what = format!("{options}, {state}");
-            serve(&mut vm, &server, "/tmp/disk")?;
-            let attach = format!("nbd-attach attach {options} --id data '{URI}'");
+            let tcp = "--listen 127.0.0.1:10809 --state-dir /run/state /tmp/disk";
+            vm.spawn(&server, &format!("exec nbd-server {tcp}"))?;
+            vm.wait_for(&server, "nbd://")?;
+            let attach = format!("nbd-attach attach {options} --id data nbd://127.0.0.1");
             if options.contains("--keep") {
                 vm.spawn(&keeper, &format!("exec {attach}"))?;
                 vm.wait_for(&keeper, "kept by")?;
@@ -156,7 +163,7 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
             vm.run("nbd-attach detach --force data")?;
             worst = worst.max(start.elapsed());
             let until = Instant::now() + PATIENCE;
-            while vm.run("ls -d /sys/block/nbd*/pid 2>/dev/null || true")? != "" {
+            while !vm.run("ls -d /sys/block/nbd*/pid 2>/dev/null || true")?.is_empty() {
                 ensure!(Instant::now() < until, "{what}: still attached");
                 vm.run("usleep 200000")?;
             }
@@ -172,7 +179,15 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
         }
     }
     println!("the slowest detach took {worst:?}");
-    Ok(())
+
+    // A Unix socket that only the kernel has, and for ever: then only the server can end it, and is named.
+    serve(&mut vm, "server", "/tmp/disk")?;
+    vm.run(&format!("nbd-attach attach --timeout 0 '{URI}'"))?;
+    vm.kill("server", Signal::Stop)?;
+    vm.run("dd if=/dev/zero of=/dev/nbd0 bs=1M count=24 >/dev/null 2>&1 & usleep 500000")?;
+    let pid = vm.run("cat /run/spawn/server.pid")?;
+    refused(&mut vm, "nbd-attach detach --force nbd0", &format!("`kill -9 {pid}` ends"))?;
+    vm.run(&format!("kill -9 {pid}; until [ ! -e /sys/block/nbd0/pid ]; do usleep 10000; done")).map(drop)
 }
 
 on_both_kernels!(growth_is_noticed, Nbdkit, Ours);
