@@ -259,6 +259,7 @@ async fn make(
     match verdict.map_err(|error| AttachError::Settle { device: index, error })? {
         Verdict::Stale => Ok(Made::Stale(index)),
         Verdict::Usable => {
+            directory.announce();
             let attached = describe(config, attempt, geometry, index);
             print(&attached, config.output, out)
                 .map_err(|error| AttachError::Print { device: index, error })?;

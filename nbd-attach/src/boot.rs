@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// Where a template's instances come from.
-const TEMPLATE: &str = "/lib/systemd/system/nbd-attach@.service";
+const TEMPLATE: &str = "/usr/lib/systemd/system/nbd-attach@.service";
 /// What is to be there before network file systems are mounted, and there until they are not.
 const TARGET: &str = "remote-fs-pre.target.wants";
 
@@ -37,7 +37,8 @@ pub fn generate(into: &Path, table: &Path) -> Result<(), BootError> {
         read => read?,
     };
     for entry in entries {
-        let service = format!("nbd-attach@{}.service", escape(&entry.name.to_string()));
+        // An id needs no escaping here, and the unit reads it as it is.
+        let service = format!("nbd-attach@{}.service", entry.name);
         if entry.auto {
             fs::create_dir_all(into.join(TARGET))?;
             symlink(TEMPLATE, into.join(TARGET).join(&service))?;
@@ -53,7 +54,7 @@ pub fn generate(into: &Path, table: &Path) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Escapes a part of a unit's name, systemd.unit(5). Ids have no other signs that would need it.
+/// Escapes a part of a path for a unit's name, systemd.unit(5). Ids have no other signs that would need it.
 fn escape(name: &str) -> String {
     let mut text = String::new();
     for c in name.chars() {
@@ -95,7 +96,7 @@ mod tests {
         generate(&into, &tab).unwrap();
         let wanted: Vec<_> =
             fs::read_dir(into.join(TARGET)).unwrap().map(|it| it.unwrap().file_name()).collect();
-        assert_eq!(wanted, ["nbd-attach@vm\\x2d1.service"]);
+        assert_eq!(wanted, ["nbd-attach@vm-1.service"]);
         let link = fs::read_link(into.join(TARGET).join(&wanted[0])).unwrap();
         assert_eq!(link, Path::new(TEMPLATE));
         let device = into.join("dev-disk-by\\x2did-nbd\\x2dlater.device.d/nbd-attach.conf");

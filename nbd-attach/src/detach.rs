@@ -158,6 +158,7 @@ pub async fn detach(config: &DetachConfig, host: &Host) -> Result<(Index, Detach
     drop(held);
     let ended = wait_until_gone(&device, backend.as_deref(), &uses).await?;
     if ended == Detached::Gone {
+        device.announce();
         host.registry.forget(index);
     }
     Ok((index, ended))

@@ -154,6 +154,14 @@ impl DeviceDir {
         fs::write(self.path.join(attribute), value.to_string())
     }
 
+    /// Has udev look at the device again: the driver announces a change before it shows the identifier, and before it
+    /// hides it.
+    pub fn announce(&self) {
+        if let Err(error) = self.write("uevent", "change") {
+            tracing::debug!("{}: udev is not told: {error}", self.index);
+        }
+    }
+
     /// The device number of the whole disk.
     pub fn device_number(&self) -> io::Result<DeviceNumber> {
         number_of(&self.path)

@@ -6,6 +6,7 @@ mod audit;
 mod bench;
 mod conformance;
 mod coverage;
+mod deb;
 mod demo;
 mod fuzz;
 mod install;
@@ -42,6 +43,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Count the lines of the protocol crate that its own tests reach.
     Coverage(coverage::Args),
+    /// Make a Debian package of the two binaries, their manual pages, completions and units.
+    Deb(deb::Args),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
     Test(test::Args),
 }
@@ -66,6 +69,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Conformance(args) => conformance::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Coverage(args) => coverage::run(args),
+        Command::Deb(args) => deb::run(args),
         Command::Test(args) => test::run(args),
     }?;
     temporary.delete().context("cannot delete our temporary files")
