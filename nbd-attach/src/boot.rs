@@ -12,8 +12,11 @@ use std::path::Path;
 
 /// Where a template's instances come from.
 const TEMPLATE: &str = "/usr/lib/systemd/system/nbd-attach@.service";
-/// What is to be there before network file systems are mounted, and there until they are not.
-const TARGET: &str = "remote-fs-pre.target.wants";
+/// What starts them: whoever wants network file systems.
+const TARGET: &str = "remote-fs.target.wants";
+
+/// Partitions that may be mounted by the name of their device.
+const PARTITIONS: u32 = 15;
 
 /// Why there are no units.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +46,18 @@ pub fn generate(into: &Path, table: &Path) -> Result<(), BootError> {
             fs::create_dir_all(into.join(TARGET))?;
             symlink(TEMPLATE, into.join(TARGET).join(&service))?;
         }
-        let device = format!("dev-disk-by\\x2did-nbd\\x2d{}.device.d", escape(&entry.name.to_string()));
-        fs::create_dir_all(into.join(&device))?;
         let text = format!(
-            "# Made of {} by nbd-attach.\n[Unit]\nRequires={service}\nAfter={service}\n",
+            // No more than wanted: a device that is required to go before its service waits for itself.
+            "# Made of {} by nbd-attach.\n[Unit]\nWants={service}\n",
             table.display()
         );
-        fs::write(into.join(&device).join("nbd-attach.conf"), text)?;
+        let link = format!("dev-disk-by\\x2did-nbd\\x2d{}", escape(&entry.name.to_string()));
+        let partitions = (1..=PARTITIONS).map(|number| format!("\\x2dpart{number}"));
+        for part in std::iter::once(String::new()).chain(partitions) {
+            let dependencies = into.join(format!("{link}{part}.device.d"));
+            fs::create_dir_all(&dependencies)?;
+            fs::write(dependencies.join("nbd-attach.conf"), &text)?;
+        }
     }
     Ok(())
 }
@@ -100,7 +108,7 @@ mod tests {
         let link = fs::read_link(into.join(TARGET).join(&wanted[0])).unwrap();
         assert_eq!(link, Path::new(TEMPLATE));
         let device = into.join("dev-disk-by\\x2did-nbd\\x2dlater.device.d/nbd-attach.conf");
-        assert!(fs::read_to_string(device).unwrap().contains("Requires=nbd-attach@later.service\n"));
+        assert!(fs::read_to_string(device).unwrap().contains("Wants=nbd-attach@later.service\n"));
         fs::write(&tab, "nonsense\n").unwrap();
         assert!(generate(&into, &tab).unwrap_err().to_string().contains("line 1"));
     }

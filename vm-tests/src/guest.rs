@@ -54,7 +54,18 @@ fn build_once(once: &OnceLock<Result<(), String>>, programs: &[&str]) -> Result<
 }
 
 fn built(program: &str) -> PathBuf {
-    home().join(TARGET).join("release").join(program)
+    home().join(TARGET).join(profile()).join(program)
+}
+
+static AS_RELEASED: OnceLock<()> = OnceLock::new();
+
+/// From now on they are built as for a release, which takes a minute longer: to be measured or packaged.
+pub fn as_released() {
+    AS_RELEASED.get_or_init(|| ());
+}
+
+fn profile() -> &'static str {
+    if AS_RELEASED.get().is_some() { "release" } else { "guest" }
 }
 
 fn home() -> PathBuf {
@@ -74,9 +85,16 @@ fn build(programs: &[&str]) -> Result<()> {
 fn cargo_build(programs: &[&str], directory: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.args(["build", "--release", "--target", TARGET, "--target-dir"]).arg(directory);
+    cargo.args(["build", "--profile", profile(), "--target", TARGET, "--target-dir"]).arg(directory);
     for program in programs {
         cargo.args(["--bin", program]);
+    }
+    // What a cargo above us says about its own package would make this one build anew what depends on it.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
     }
     cargo
 }

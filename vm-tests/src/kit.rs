@@ -22,6 +22,10 @@ pub enum Kit {
     Fio,
     /// strace.
     Strace,
+    /// systemd and udev, as much of them as mounts need.
+    Systemd,
+    /// dpkg.
+    Dpkg,
     /// Our nbd-server and nbd-attach and the crash tests' workload, linked statically.
     Ours,
     /// A program on the host, not put into the guest.
@@ -39,6 +43,35 @@ const NBDKIT_PARTS: &[&str] = &[
     "filters/nbdkit-pause-filter.so",
 ];
 
+/// Below /lib.
+const SYSTEMD_PARTS: &[&str] = &[
+    "systemd/systemd",
+    "systemd/systemd-shutdown",
+    "systemd/system-generators/systemd-fstab-generator",
+    "systemd/system/basic.target",
+    "systemd/system/final.target",
+    "systemd/system/local-fs-pre.target",
+    "systemd/system/local-fs.target",
+    "systemd/system/multi-user.target",
+    "systemd/system/network-online.target",
+    "systemd/system/network.target",
+    "systemd/system/poweroff.target",
+    "systemd/system/remote-fs-pre.target",
+    "systemd/system/remote-fs.target",
+    "systemd/system/shutdown.target",
+    "systemd/system/sockets.target",
+    "systemd/system/swap.target",
+    "systemd/system/sysinit.target",
+    "systemd/system/systemd-poweroff.service",
+    "systemd/system/systemd-udevd-control.socket",
+    "systemd/system/systemd-udevd-kernel.socket",
+    "systemd/system/umount.target",
+    "udev/rules.d/50-udev-default.rules",
+    "udev/rules.d/60-block.rules",
+    "udev/rules.d/60-persistent-storage.rules",
+    "udev/rules.d/99-systemd.rules",
+];
+
 impl Kit {
     /// Programs the guest gets, by name.
     pub(crate) fn programs(self) -> &'static [&'static str] {
@@ -50,6 +83,9 @@ impl Kit {
             Kit::QemuNbd => &["qemu-nbd"],
             Kit::Fio => &["fio"],
             Kit::Strace => &["strace"],
+            // What busybox mounts is forgotten to be of the network.
+            Kit::Systemd => &["systemctl", "udevadm", "mount", "umount"],
+            Kit::Dpkg => &["dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "tar"],
             Kit::Ours | Kit::Host(_) => &[],
         }
     }
@@ -59,6 +95,7 @@ impl Kit {
         match self {
             Kit::Nbdkit => nbdkit_parts(),
             Kit::Ext4 => vec![PathBuf::from("/etc/mke2fs.conf")],
+            Kit::Systemd => SYSTEMD_PARTS.iter().map(|part| PathBuf::from("/lib").join(part)).collect(),
             _ => Vec::new(),
         }
     }

@@ -12,18 +12,25 @@ use vm_tests::{guest, paths};
 use crate::run::{cargo, quietly, visibly};
 
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Without the link-time optimisation of a release, for tests.
+    #[arg(long)]
+    quick: bool,
+}
 
 const BINARIES: [&str; 2] = ["nbd-server", "nbd-attach"];
 
 /// `cargo xtask deb`
-pub(crate) fn run(_: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let home = paths::target().join("deb");
     let tree = home.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
     }
     fs::create_dir_all(tree.join("usr/bin"))?;
+    if !args.quick {
+        guest::as_released();
+    }
     guest::build_visibly()?;
     for binary in guest::binaries()? {
         let name = binary.file_name().context("a binary has a name")?.to_string_lossy().into_owned();

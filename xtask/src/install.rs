@@ -32,6 +32,9 @@ const PEERS: &[&str] = &[
     "fio",
     "strace",
     "valgrind",
+    // Their parts go into a guest that boots with our package.
+    "systemd",
+    "udev",
 ];
 
 /// `cargo xtask install`

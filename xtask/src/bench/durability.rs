@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::paths;
+use vm_tests::{guest, paths};
 
 use super::fio::{self, Load};
 use super::machine::Machine;
@@ -109,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workloads: Vec<&Workload> = WORKLOADS.iter().filter(chosen).collect();
     ensure!(!workloads.is_empty() && args.rounds > 0, "there is nothing to measure");
     install::for_bench(workloads.iter().any(|workload| workload.load.is_none()))?;
+    guest::as_released();
     let binary = server::build()?;
     let home = args.dir.clone().unwrap_or_else(paths::target);
     let dir = tempfile::tempdir_in(&home).with_context(|| format!("cannot work in {}", home.display()))?;

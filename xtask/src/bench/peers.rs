@@ -91,6 +91,7 @@ fn name(text: &str) -> Result<String, String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0, "there is nothing to measure");
     install::for_bench_peers(args.wants(Storage::Guest) && args.load.is_empty())?;
+    vm_tests::guest::as_released();
     let ours = server::build()?;
     let home = args.dir.clone().unwrap_or_else(paths::target);
     let on_disk =
