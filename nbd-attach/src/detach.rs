@@ -159,7 +159,7 @@ pub async fn detach(config: &DetachConfig, host: &Host) -> Result<(Index, Detach
     let ended = wait_until_gone(&device, backend.as_deref(), &uses).await?;
     if ended == Detached::Gone {
         device.announce();
-        host.registry.forget(index);
+        host.registry.forget(index, backend.as_deref().unwrap_or_default());
     }
     Ok((index, ended))
 }
@@ -188,7 +188,7 @@ async fn hurry(device: &DeviceDir, host: &Host, backend: Option<&str>) {
         }
     }
     // A keeper has the sockets, and can do more than the driver does.
-    if let Err(error) = host.registry.ask_to_let_go(device.index) {
+    if let Err(error) = host.registry.ask_to_let_go(device.index, backend.unwrap_or_default()) {
         tracing::debug!("{}: its keeper is not told: {error}", device.index);
     }
 }

@@ -80,7 +80,7 @@ pub async fn keep(
     let keeper = Keeper {
         config,
         host,
-        opener: Opener::new(&config.uri, config.tls.as_ref()),
+        opener: Opener::knowing(&config.uri, config.tls.as_ref(), &ends),
         index,
         backend: attached.backend,
         block_size: attached.block_size,
@@ -177,7 +177,7 @@ impl Keeper<'_> {
                     if !self.is_ours() {
                         return Ok(Ended::Detached);
                     }
-                    if self.host.registry.is_to_let_go(self.index) {
+                    if self.is_to_let_go() {
                         self.let_go();
                     } else if redials.is_empty() {
                         self.renew_worn(&mut wear)?;
@@ -191,6 +191,11 @@ impl Keeper<'_> {
     /// Whether the device is still what we attached.
     fn is_ours(&self) -> bool {
         self.host.sysfs.device(self.index).backend().as_deref() == Some(&self.backend)
+    }
+
+    /// Whether whoever detaches it wants no connections any more.
+    fn is_to_let_go(&self) -> bool {
+        self.host.registry.is_to_let_go(self.index, &self.backend)
     }
 
     /// A connection that lives, until poll(2) says otherwise.

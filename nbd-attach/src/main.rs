@@ -7,6 +7,7 @@ use nbd_attach::boot;
 use nbd_attach::cli::{self, Cli, Command, TAB};
 use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, KeepConfig, StatusConfig};
 use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files};
+use nbd_attach::device::Index;
 use nbd_attach::event::Event;
 use nbd_attach::host::{self, Host};
 use nbd_attach::info::info;
@@ -19,10 +20,19 @@ use nbd_attach::tab;
 use nbd_attach::watch::watch;
 use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use tracing::Level;
 
 /// What systemd calls us as, with nothing but directories.
 const GENERATOR: &str = "nbd-attach-generator";
+
+/// Name look-ups at a time.
+const LOOK_UPS_MAX: usize = 4;
+/// A keeper whose device was detached needs up to a second to notice, and `status` takes its right for an instant to
+/// see whether somebody has it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 fn main() {
     let cli = typed();
@@ -59,7 +69,9 @@ fn typed() -> Cli {
 }
 
 fn run(command: &Command) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Each name look-up may hang in a thread of its own; a keeper must not pile them up.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(LOOK_UPS_MAX).build()?;
     let result = runtime.block_on(perform(command));
     // A name look-up may still be running.
     runtime.shutdown_background();
@@ -113,32 +125,43 @@ async fn attach_typed(typed: &cli::Attach) -> Result<()> {
     }
     let mut interrupt = Interrupt::catch()?;
     let host = Host::system()?;
-    let (held, lock) = match attach(&config, &host, &mut interrupt, &mut stdout()).await? {
+    let outcome = attach(&config, &host, &mut interrupt, &mut stdout()).await?;
+    match &outcome {
+        Outcome::Made(Held { attached, .. }) => {
+            tracing::info!("{} is {}, {}", attached.device, attached.uri, human_size(attached.size_bytes));
+        }
+        Outcome::There(attached, _) => tracing::info!("{} is {} already", attached.device, attached.uri),
+    }
+    if !is_kept {
+        return Ok(());
+    }
+    let (held, lock) = match outcome {
         Outcome::Made(held) => {
-            let made = &held.attached;
-            tracing::info!("{} is {}, {}", made.device, made.uri, human_size(made.size_bytes));
-            let index = made.device.parse()?;
-            (held, if is_kept { host.registry.keeper(index)? } else { None })
+            let lock = keepers_right(&host, held.attached.device.parse()?).await?;
+            (held, lock.context("another process keeps the device already")?)
         }
         Outcome::There(attached, record) => {
             let device = attached.device.clone();
-            tracing::info!("{device} is {} already", attached.uri);
-            if !is_kept {
-                return Ok(());
-            }
-            let Some(lock) = host.registry.keeper(device.parse()?)? else {
+            let Some(lock) = keepers_right(&host, device.parse()?).await? else {
                 tracing::info!("{device} is kept by another process already");
                 return Ok(());
             };
             let record = record.with_context(|| format!("{device} cannot be kept: its record is lost"))?;
-            (take_over(&config, &host, attached, record).await?, Some(lock))
+            (take_over(&config, &host, attached, record).await?, lock)
         }
     };
-    if !is_kept {
-        return Ok(());
-    }
-    let lock = lock.context("another process keeps the device already")?;
     stay(&config, &host, held, lock, &mut interrupt).await
+}
+
+/// The right to keep a device, unless somebody has it for good.
+async fn keepers_right(host: &Host, index: Index) -> Result<Option<Lock>> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match host.registry.keeper(index)? {
+            None if Instant::now() < until => sleep(LOCK_PAUSE).await,
+            right => return Ok(right),
+        }
+    }
 }
 
 async fn keep_attached(typed: &cli::Keep) -> Result<()> {
@@ -153,7 +176,7 @@ async fn keep_attached(typed: &cli::Keep) -> Result<()> {
         )
     })?;
     let config = AttachConfig::new(&wish.applied_to(&record.attach), host::page_size())?;
-    let Some(lock) = host.registry.keeper(index)? else {
+    let Some(lock) = keepers_right(&host, index).await? else {
         bail!("{index} is kept by another process already");
     };
     let mut interrupt = Interrupt::catch()?;

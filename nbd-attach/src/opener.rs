@@ -78,6 +78,15 @@ impl<'a> Opener<'a> {
         Opener { uri, tls, known: Known::default() }
     }
 
+    /// The same, with the addresses that earlier connections led to, so that no name has to be looked up.
+    pub fn knowing(uri: &'a Uri, tls: Option<&'a Connector>, ends: &[Option<Ends>]) -> Opener<'a> {
+        let peers = ends.iter().flatten().filter_map(|ends| match ends {
+            Ends::Tcp { peer, .. } => Some(*peer),
+            Ends::Unix { .. } => None,
+        });
+        Opener { known: Known::from_iter(peers), ..Opener::new(uri, tls) }
+    }
+
     /// Opens one. Connecting, TLS and the handshake may each take that long.
     ///
     /// # Errors

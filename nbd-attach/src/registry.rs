@@ -179,10 +179,16 @@ impl Registry {
         fs::rename(partial, self.file(index, "json"))
     }
 
-    /// Forgets a device.
-    pub fn forget(&self, index: Index) {
-        for what in ["json", "let-go"] {
-            // It may never have been remembered.
+    /// Forgets an attachment that has ended; not the one that may have followed it on the same device.
+    pub fn forget(&self, index: Index, backend: &str) {
+        let record = fs::read(self.file(index, "json")).ok();
+        let record = record.and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+        let gone = [
+            ("json", record.is_some_and(|record| record.backend == backend)),
+            ("let-go", self.is_to_let_go(index, backend)),
+        ];
+        for (what, _) in gone.into_iter().filter(|(_, ours)| *ours) {
+            // Somebody else may have been quicker.
             let _ = fs::remove_file(self.file(index, what));
         }
     }
@@ -191,15 +197,15 @@ impl Registry {
     ///
     /// # Errors
     /// The directory cannot be written to.
-    pub fn ask_to_let_go(&self, index: Index) -> io::Result<()> {
+    pub fn ask_to_let_go(&self, index: Index, backend: &str) -> io::Result<()> {
         self.create()?;
-        fs::write(self.file(index, "let-go"), "")
+        fs::write(self.file(index, "let-go"), backend)
     }
 
-    /// Whether that was asked.
+    /// Whether that was asked of this attachment.
     #[must_use]
-    pub fn is_to_let_go(&self, index: Index) -> bool {
-        self.file(index, "let-go").exists()
+    pub fn is_to_let_go(&self, index: Index, backend: &str) -> bool {
+        fs::read_to_string(self.file(index, "let-go")).is_ok_and(|asked| asked == backend)
     }
 
     /// The right to reconnect a device; none while another process has it.

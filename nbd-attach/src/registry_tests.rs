@@ -56,7 +56,12 @@ fn a_record_of_another_attachment_is_none() {
     fs::write(block.join("backend"), "a\n").unwrap();
     fs::write(registry.file(device.index, "json"), "{").unwrap();
     assert!(registry.record(&device).is_none(), "half a record");
-    registry.forget(device.index);
+    registry.remember(device.index, &record("b")).unwrap();
+    registry.ask_to_let_go(device.index, "b").unwrap();
+    registry.forget(device.index, "a");
+    assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 2, "a successor's");
+    assert!(registry.is_to_let_go(device.index, "b") && !registry.is_to_let_go(device.index, "a"));
+    registry.forget(device.index, "b");
     assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 0);
 }
 

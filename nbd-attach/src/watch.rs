@@ -39,9 +39,10 @@ pub enum WatchError {
 /// There is no such device, or nothing can be printed.
 pub async fn watch(config: &StatusConfig, host: &Host, out: &mut dyn Write) -> Result<(), WatchError> {
     let only = config.device.as_ref().map(|name| host.find(name)).transpose()?.map(|device| device.index);
-    let mut wakers = Wakers::new(&host.registry).await;
+    let mut wakers = Wakers::new();
     let mut known = BTreeMap::new();
     loop {
+        wakers.complete(host).await;
         let now_there = look(host, only)?;
         for entry in news(&known, &now_there) {
             print(&entry, config.output, out)?;
@@ -121,15 +122,29 @@ struct Wakers {
     records: Option<pipe::Receiver>,
     changes: Option<Changes>,
     deaths: Option<Deaths>,
+    /// Whether the driver was asked for its events.
+    asked: bool,
+}
+
+fn missing(error: &io::Error) {
+    tracing::debug!("looking now and then instead: {error}");
 }
 
 impl Wakers {
-    async fn new(registry: &Registry) -> Wakers {
-        let missing = |error: &io::Error| tracing::debug!("looking now and then instead: {error}");
-        Wakers {
-            records: records(registry).inspect_err(missing).ok(),
-            changes: Changes::listen().inspect_err(missing).ok(),
-            deaths: Deaths::listen().await.inspect_err(missing).ok(),
+    fn new() -> Wakers {
+        let changes = Changes::listen().inspect_err(missing).ok();
+        Wakers { records: None, changes, deaths: None, asked: false }
+    }
+
+    /// Listens to what was not there before: the directory of the records, and the driver, which looking at must not
+    /// load.
+    async fn complete(&mut self, host: &Host) {
+        if self.records.is_none() {
+            self.records = records(&host.registry).inspect_err(missing).ok();
+        }
+        if !self.asked && host.sysfs.has_driver() {
+            self.asked = true;
+            self.deaths = Deaths::listen().await.inspect_err(missing).ok();
         }
     }
 

@@ -10,6 +10,7 @@ mod mail;
 mod peers;
 mod server;
 mod svg;
+mod tls;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,8 @@ pub(crate) enum Bench {
     Durability(durability::Args),
     /// What requests cost here and in nbdkit, qemu-nbd and nbd-server.
     Peers(peers::Args),
+    /// What encryption costs a device, by the kernel and by nbd-client's proxy.
+    Tls(tls::Args),
     /// The server that can do least, for `peers` to compare with.
     #[command(hide = true)]
     Bare(peers::bare::Args),
@@ -54,6 +57,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Durability(args) => durability::run(args),
         Bench::Peers(args) => peers::run(args),
+        Bench::Tls(args) => tls::run(args),
         Bench::Bare(args) => peers::bare::run(args),
     }
 }

@@ -66,6 +66,12 @@ pub(crate) fn for_bench_peers(vm: bool) -> Result<()> {
     if vm { for_demo(Series::V6_12) } else { Ok(()) }
 }
 
+/// What `cargo xtask bench tls` needs.
+pub(crate) fn for_bench_tls() -> Result<()> {
+    packages(&["fio", "nbd-client"])?;
+    for_demo(Series::V6_12)
+}
+
 /// What `cargo xtask demo --host` needs.
 pub(crate) fn for_host() -> Result<()> {
     packages(HOST)

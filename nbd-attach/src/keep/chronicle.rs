@@ -95,7 +95,7 @@ impl<'a> Chronicle<'a> {
     /// Ends with saying why.
     pub(super) fn end(&self, ended: Ended) -> io::Result<()> {
         match ended {
-            Ended::Detached => self.registry.forget(self.index),
+            Ended::Detached => self.registry.forget(self.index, &self.record.borrow().backend),
             Ended::Left(signal) => {
                 let mut record = self.record.borrow_mut();
                 record.keeper = None;

@@ -28,6 +28,10 @@ impl Keeper<'_> {
             Deaths::listen().await.inspect_err(|error| tracing::debug!("no events: {error}")).ok();
         let (mut told, mut pause) = (String::new(), PAUSE_MIN);
         while let Some(place) = places.clone().next() {
+            if self.is_to_let_go() {
+                sleep(PAUSE_MIN).await;
+                continue;
+            }
             let begun = Instant::now();
             match self.offer_fresh().await {
                 Ok(Some(fresh)) => {

@@ -50,7 +50,7 @@ impl Keeper<'_> {
         let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
         let mut told = String::new();
         while self.is_ours() {
-            if self.host.registry.is_to_let_go(self.index) {
+            if self.is_to_let_go() {
                 sleep(PAUSE_MIN).await;
                 continue;
             }
