@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::tls::Preference;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +119,9 @@ pub struct Attach {
     /// TLS: name in the server's certificate [default: the host of the URI]
     #[arg(long, value_name = "NAME")]
     pub tls_hostname: Option<String>,
+    /// TLS: the cipher to ask for first
+    #[arg(long, value_enum, value_name = "CIPHER", default_value_t)]
+    pub tls_cipher: Preference,
     /// TLS, with --keep: records after which connections are made anew, because keys wear out [default: half of
     /// what AES-GCM allows; never for ChaCha20]
     #[arg(long, value_name = "N")]

@@ -3,7 +3,7 @@
 use crate::cli;
 use crate::device::{DeviceNameError, Index, Named};
 use crate::identifier::{Id, IdError};
-use crate::tls::{Connector, TlsError};
+use crate::tls::{Connector, Preference, TlsError};
 use common::uri::{Tls, Transport, Uri, UriError};
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
@@ -185,7 +185,7 @@ impl AttachConfig {
     pub fn new(typed: &cli::Attach, page_size: u32) -> Result<AttachConfig, ConfigError> {
         let (uri, typed) = reachable(typed)?;
         let certificates = typed.tls_certificates.as_deref();
-        let tls = encryption(&uri, certificates, typed.tls_hostname.as_deref())?;
+        let tls = encryption(&uri, certificates, typed.tls_hostname.as_deref(), typed.tls_cipher)?;
         if tls.is_none() {
             not_encrypted(&typed)?;
         }
@@ -260,6 +260,7 @@ fn encryption(
     uri: &Uri,
     certificates: Option<&Path>,
     hostname: Option<&str>,
+    preference: Preference,
 ) -> Result<Option<Connector>, TlsError> {
     if uri.tls == Tls::Off {
         return Ok(None);
@@ -269,12 +270,13 @@ fn encryption(
         Transport::Unix { .. } | Transport::Vsock { .. } => "localhost",
     };
     let certificates = certificates.or(uri.certificates.as_deref());
-    Connector::open(certificates, hostname.unwrap_or(host)).map(Some)
+    Connector::open(certificates, hostname.unwrap_or(host), preference).map(Some)
 }
 
 fn not_encrypted(typed: &cli::Attach) -> Result<(), ConfigError> {
     let options = [
         ("--tls-certificates", typed.tls_certificates.is_some()),
+        ("--tls-cipher", typed.tls_cipher != Preference::default()),
         ("--tls-hostname", typed.tls_hostname.is_some()),
         ("--renew-after", typed.renew_after.is_some()),
     ];
@@ -321,7 +323,12 @@ impl InfoConfig {
     /// Gives meaning to what was typed.
     pub fn new(typed: &cli::Info) -> Result<InfoConfig, ConfigError> {
         let uri: Uri = typed.uri.parse()?;
-        let tls = encryption(&uri, typed.tls_certificates.as_deref(), typed.tls_hostname.as_deref())?;
+        let tls = encryption(
+            &uri,
+            typed.tls_certificates.as_deref(),
+            typed.tls_hostname.as_deref(),
+            Preference::default(),
+        )?;
         Ok(InfoConfig { uri, tls, output: output(typed.json) })
     }
 }

@@ -3,11 +3,13 @@
 pub mod kernel;
 pub mod record;
 
+use clap::ValueEnum;
 use kernel::KernelTlsError;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, SupportedCipherSuite};
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +27,18 @@ const OWN: [&str; 2] = ["client-cert.pem", "client-key.pem"];
 pub struct Connector {
     connector: TlsConnector,
     name: ServerName<'static>,
+}
+
+/// Which cipher to ask for first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preference {
+    /// Its keys do not wear out.
+    #[default]
+    Chacha20,
+    /// Faster on processors with instructions for it; but its keys wear out, and a kept connection is replaced each
+    /// time, for which what is in flight waits as after a death.
+    AesGcm,
 }
 
 /// Why nothing can be encrypted.
@@ -74,14 +88,14 @@ impl Connector {
     ///
     /// # Errors
     /// Where they cannot be used.
-    pub fn open(dir: Option<&Path>, name: &str) -> Result<Connector, TlsError> {
+    pub fn open(dir: Option<&Path>, name: &str, preference: Preference) -> Result<Connector, TlsError> {
         let dir = dir.ok_or(TlsError::NoCertificates)?;
         let unusable = |error| TlsError::Certificates { dir: dir.to_owned(), error };
         let mut roots = RootCertStore::empty();
         for root in certificates(&dir.join(ROOT))? {
             roots.add(root).map_err(unusable)?;
         }
-        let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider(preference)))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
             .with_root_certificates(roots);
@@ -113,10 +127,10 @@ impl Connector {
     }
 }
 
-/// ChaCha20 before AES, because its keys do not wear out.
-fn provider() -> CryptoProvider {
+fn provider(preference: Preference) -> CryptoProvider {
     let mut provider = ring::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("CHACHA20"));
+    let is_chacha = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("CHACHA20");
+    provider.cipher_suites.sort_by_key(|suite| is_chacha(suite) != (preference == Preference::Chacha20));
     provider
 }
 

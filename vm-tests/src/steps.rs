@@ -115,6 +115,12 @@ impl Vm {
         self.spawn(name, &format!("exec promise write {at} {writers} {seed}"))
     }
 
+    /// Ends a spawned command at once.
+    pub fn end(&mut self, name: &str) -> Result<()> {
+        self.kill(name, Signal::Kill)?;
+        self.wait_exit(name).map(drop)
+    }
+
     /// Waits until a `promise` has made this many promises.
     pub fn wait_for_promises(&mut self, name: &str, count: u64) -> Result<()> {
         self.wait_for(name, &format!("#{count} ")).map(drop)

@@ -88,10 +88,12 @@ fn an_encrypted_device_outlives_its_server(scene: &Scene) -> Result<()> {
     let mut vm = ready(scene)?;
     vm.run(&format!("truncate -s {DISK} /tmp/disk"))?;
     serve(&mut vm, "server-0", 10809, "/tmp/disk")?;
-    let options = "--keep --json --timeout 2 --connections 2 --renew-after 300";
+    let options = "--keep --json --timeout 2 --connections 2 --renew-after 300 --tls-cipher aes-gcm";
     vm.spawn("keeper", &format!("exec nbd-attach attach {options} '{}'", uri(10809)))?;
     let line = vm.wait_for("keeper", r#""device":"#)?;
     let device = line.split('"').find(|word| word.starts_with("/dev/nbd")).context("no device")?.to_owned();
+    let status = vm.run("nbd-attach status --json")?;
+    ensure!(status.contains(r#""cipher":"TLS13_AES_256_GCM"#), "{status}");
     vm.make_fs(Fs::Ext4, &device, "/mnt")?;
     vm.promise("work", "/mnt", 2, chance.draw())?;
     let mut promised = 0;

@@ -16,11 +16,6 @@ fn serve(vm: &mut Vm, name: &str, file: &str) -> Result<()> {
     vm.wait_for(name, "nbd+unix:").map(drop)
 }
 
-fn kill(vm: &mut Vm, name: &str) -> Result<()> {
-    vm.kill(name, Signal::Kill)?;
-    vm.wait_exit(name).map(drop)
-}
-
 fn refused(vm: &mut Vm, command: &str, part: &str) -> Result<()> {
     let finished = vm.try_run(command)?;
     ensure!(finished.code == 1 && finished.output.contains(part), "{command}: {finished:?}");
@@ -92,26 +87,26 @@ fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
     for n in 1..=3 {
         promised += chance.within(5..15);
         vm.wait_for_promises("work", promised)?;
-        kill(&mut vm, &format!("keeper-{}", n - 1))?;
+        vm.end(&format!("keeper-{}", n - 1))?;
         status(&mut vm, r#""keeper":null"#)?;
         // The server dies while nobody watches, before its successor does or after.
         let late = n == 2;
         if !late {
-            kill(&mut vm, &format!("server-{}", n - 1))?;
+            vm.end(&format!("server-{}", n - 1))?;
         }
         let again = if n == 3 { "exec nbd-attach keep data --json" } else { &keep };
         vm.spawn(&format!("keeper-{n}"), again)?;
         vm.wait_for(&format!("keeper-{n}"), r#""event":"kept""#)?;
         if late {
             status(&mut vm, r#""connections":["unknown","unknown"]"#)?;
-            kill(&mut vm, &format!("server-{}", n - 1))?;
+            vm.end(&format!("server-{}", n - 1))?;
         }
         serve(&mut vm, &format!("server-{n}"), "/tmp/disk")?;
         status(&mut vm, r#""connections":["alive","alive"]"#)?;
         promised = u64::try_from(vm.log("work").matches(" promised ").count())?;
     }
     vm.wait_for_promises("work", promised + 5)?;
-    kill(&mut vm, "work")?;
+    vm.end("work")?;
     ensure!(!vm.log("work").contains("stopped: "), "a request failed: {}", vm.log("work"));
     let mut promises = Promises::default();
     promises.hear(&vm.log("work"));
@@ -123,7 +118,7 @@ fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
     let watched = vm.log("watch");
     let count = |event: &str| watched.matches(&format!(r#""event":"{event}""#)).count();
     ensure!(count("attached") == 1 && count("kept") == 4 && count("reconnected") >= 6, "{watched}");
-    kill(&mut vm, "watch")?;
+    vm.end("watch")?;
     ensure!(!vm.console().contains("I/O error"), "a request failed:\n{}", vm.console());
     Ok(())
 }
@@ -153,7 +148,7 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
                 vm.run(&attach)?;
             }
             match state {
-                "dead" => kill(&mut vm, &server)?,
+                "dead" => vm.end(&server)?,
                 "hanging" => vm.kill(&server, Signal::Stop)?,
                 _ => {}
             }
@@ -172,7 +167,7 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
             }
             if state != "dead" {
                 vm.kill(&server, Signal::Cont)?;
-                kill(&mut vm, &server)?;
+                vm.end(&server)?;
             }
             let left = vm.run("ps -o stat,args | grep nbd-attach | grep -v grep || true")?;
             ensure!(left.is_empty(), "{what}: {left}");

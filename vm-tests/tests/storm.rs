@@ -2,7 +2,7 @@
 //! paused, cut off, at random, while ext4, xfs and bare devices are exercised, with one connection and with four, in the
 //! clear and encrypted. No operation fails and no byte is wrong.
 //!
-//! `NBD_VM_STORMS` says how many disturbances there are (default: two of each kind), `NBD_VM_DISTURBANCE` that all are
+//! `NBD_VM_STORMS` says how many disturbances there are (default: one of each kind), `NBD_VM_DISTURBANCE` that all are
 //! of one kind.
 
 use std::env;
@@ -135,8 +135,7 @@ on_both_kernels!(a_storm, Ext4, Xfs, Ours);
 fn a_storm(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();
     let only = env::var("NBD_VM_DISTURBANCE").ok();
-    let count =
-        env::var("NBD_VM_STORMS").ok().and_then(|count| count.parse().ok()).unwrap_or(2 * KINDS.len());
+    let count = env::var("NBD_VM_STORMS").ok().and_then(|count| count.parse().ok()).unwrap_or(KINDS.len());
     let mut vm = scene.vm().module("veth").memory_mib(2048).boot()?;
     vm.make_pki()?;
     far_away(&mut vm)?;

@@ -28,7 +28,9 @@ impl Keeper<'_> {
             Deaths::listen().await.inspect_err(|error| tracing::debug!("no events: {error}")).ok();
         let (mut told, mut pause) = (String::new(), PAUSE_MIN);
         while let Some(place) = places.clone().next() {
-            if self.is_to_let_go() {
+            // A dead connection that is known would lose its place to what is offered for an orphan.
+            let known = self.config.connections - places.len();
+            if self.is_to_let_go() || self.alive.borrow().len() < known {
                 sleep(PAUSE_MIN).await;
                 continue;
             }

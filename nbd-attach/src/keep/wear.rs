@@ -10,9 +10,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes of data that are surely in one record: half of what a record holds, for servers that do not fill theirs.
 const RECORD_BYTES: u64 = 8 << 10;
-/// Records of a request or reply beside its data, and one that is not full.
-const RECORDS_BESIDE: u64 = 2;
-
 /// Counts what one device sends and receives. Each of its connections is taken to carry all of it.
 pub(super) struct Wear {
     limit: Option<u64>,
@@ -42,7 +39,7 @@ impl Wear {
     /// The place of a connection that is to be replaced now, if there is one.
     pub(super) fn worn(&mut self, device: &DeviceDir, alive: &BTreeMap<usize, Socket>) -> Option<usize> {
         let limit = self.limit.filter(|_| self.encrypted)?;
-        let now = device.transferred().ok().map(|moved| records(&moved))?;
+        let now = device.transferred().ok().map(records)?;
         let begun = *self.begun.get_or_insert(now);
         if now.saturating_sub(begun) >= limit && self.worn.is_empty() {
             self.begun = Some(now);
@@ -57,9 +54,11 @@ impl Wear {
     }
 }
 
-/// No fewer records than these requests took, either way: their number and bytes.
-fn records(moved: &[(u64, u64)]) -> u64 {
-    moved.iter().map(|(requests, bytes)| requests * RECORDS_BESIDE + bytes / RECORD_BYTES).sum()
+/// No fewer records than were sent in the busier direction: one for every request or reply, and more for what it
+/// carries.
+fn records([read, written]: [(u64, u64); 2]) -> u64 {
+    let requests = read.0 + written.0;
+    requests + read.1.max(written.1) / RECORD_BYTES
 }
 
 #[cfg(test)]
@@ -86,9 +85,9 @@ mod tests {
         let mut wear = Wear::new(Some(Cipher { suite, records_max: Some(2000) }), None);
         done(10_000);
         assert_eq!(wear.worn(&device, &alive), None, "what was before us does not count");
-        done(10_300);
-        assert_eq!(wear.worn(&device, &alive), None, "750 records");
-        done(10_400);
+        done(10_600);
+        assert_eq!(wear.worn(&device, &alive), None, "900 records");
+        done(10_700);
         assert_eq!([wear.worn(&device, &alive), wear.worn(&device, &alive)], [Some(0), Some(1)]);
         assert_eq!(wear.worn(&device, &alive), None);
         let mut plain = Wear::new(None, Some(1));
