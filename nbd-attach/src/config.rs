@@ -1,10 +1,14 @@
 //! What the command line means: every value checked and typed, every refusal a sentence.
 
+mod error;
+
+pub use error::ConfigError;
+
 use crate::cli;
-use crate::device::{DeviceNameError, Index, Named};
-use crate::identifier::{Id, IdError};
+use crate::device::{Index, Named};
+use crate::identifier::Id;
 use crate::tls::{Connector, Preference, TlsError};
-use common::uri::{Tls, Transport, Uri, UriError};
+use common::uri::{Tls, Transport, Uri};
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
@@ -130,56 +134,6 @@ pub struct StatusConfig {
     pub output: Output,
 }
 
-/// Why what was typed makes no sense.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Not a URI of NBD.
-    #[error(transparent)]
-    Uri(#[from] UriError),
-    /// Not a device of the driver.
-    #[error(transparent)]
-    Device(#[from] DeviceNameError),
-    /// Not a name for one.
-    #[error(transparent)]
-    Id(#[from] IdError),
-    /// A path that cannot be made absolute.
-    #[error("{0}")]
-    Path(#[from] std::io::Error),
-    /// TLS options without TLS.
-    #[error("{0} is for nbds://, which encrypts; the URI says nbd://, which does not")]
-    NotEncrypted(&'static str),
-    /// Waiting for ever for what was sent on a dead connection.
-    #[error("--keep needs a --timeout above 0: what is in flight is sent again when its time is up")]
-    KeepForEver,
-    /// nbd+vsock.
-    #[error("{0}: the kernel's nbd driver takes only TCP and Unix sockets, no vsock")]
-    Vsock(Uri),
-    /// TLS that cannot be had.
-    #[error(transparent)]
-    Encryption(#[from] TlsError),
-    /// `--connections`.
-    #[error("--connections {0}: say a number from 1 to {CONNECTIONS_MAX}")]
-    Connections(usize),
-    /// One of the timeouts.
-    #[error("{option} {seconds}: at most {} seconds (a day)", TIMEOUT_MAX.as_secs())]
-    Timeout {
-        /// Which.
-        option: &'static str,
-        /// What was typed.
-        seconds: u64,
-    },
-    /// `--block-size`.
-    #[error(
-        "--block-size {typed}: say a power of two from {BLOCK_SIZE_MIN} to {page_size} (this machine's page)"
-    )]
-    BlockSize {
-        /// What was typed.
-        typed: u32,
-        /// The most the driver takes.
-        page_size: u32,
-    },
-}
-
 impl AttachConfig {
     /// Gives meaning to what was typed, on a machine of this page size.
     pub fn new(typed: &cli::Attach, page_size: u32) -> Result<AttachConfig, ConfigError> {
@@ -237,6 +191,20 @@ impl KeepConfig {
             json: self.output == Output::Json,
             ..typed.clone()
         }
+    }
+}
+
+impl AttachConfig {
+    /// The same for a device that has so many connections: the driver takes no more once it is attached.
+    #[must_use]
+    pub fn with_connections(self, connections: usize) -> AttachConfig {
+        if connections != self.connections {
+            tracing::warn!(
+                "the device has {connections} connections, and keeps that number until it is detached"
+            );
+        }
+        let typed = cli::Attach { connections, ..self.typed };
+        AttachConfig { connections, typed, ..self }
     }
 }
 

@@ -147,7 +147,9 @@ async fn attach_typed(typed: &cli::Attach) -> Result<()> {
                 return Ok(());
             };
             let record = record.with_context(|| format!("{device} cannot be kept: its record is lost"))?;
-            (take_over(&config, &host, attached, record).await?, lock)
+            let config = config.with_connections(record.connections.len());
+            let held = take_over(&config, &host, attached, record).await?;
+            return stay(&config, &host, held, lock, &mut interrupt).await;
         }
     };
     stay(&config, &host, held, lock, &mut interrupt).await

@@ -1,5 +1,5 @@
 //! Proves that devices under `--keep` come through whatever happens to their servers and the network: killed, ended,
-//! paused, cut off, at random, while ext4, xfs and bare devices are exercised, with one connection and with four, in the
+//! paused, cut off, at random, while ext4, xfs and bare devices are exercised and verified, with one connection and with four, in the
 //! clear and encrypted. No operation fails and no byte is wrong.
 //!
 //! `NBD_VM_STORMS` says how many disturbances there are (default: one of each kind), `NBD_VM_DISTURBANCE` that all are
@@ -27,21 +27,35 @@ const SERVERS: [(&str, u16, &str); 2] = [
 struct Target {
     name: &'static str,
     server: usize,
-    fs: Option<Fs>,
+    on: On,
     connections: u32,
 }
 
-const TARGETS: [Target; 4] = [
-    Target { name: "ext4", server: 0, fs: Some(Fs::Ext4), connections: 1 },
-    Target { name: "xfs", server: 1, fs: Some(Fs::Xfs), connections: 4 },
-    Target { name: "bare", server: 0, fs: None, connections: 4 },
-    Target { name: "vault", server: 1, fs: None, connections: 1 },
+/// What is done to a device.
+#[derive(Clone, Copy, PartialEq)]
+enum On {
+    /// `exercise` on a file.
+    File(Fs),
+    /// `exercise` on the device itself.
+    Device,
+    /// fio's verification, past the cache, with many requests at once.
+    Fio,
+}
+
+const TARGETS: [Target; 5] = [
+    Target { name: "ext4", server: 0, on: On::File(Fs::Ext4), connections: 1 },
+    Target { name: "xfs", server: 1, on: On::File(Fs::Xfs), connections: 4 },
+    Target { name: "bare", server: 0, on: On::Device, connections: 4 },
+    Target { name: "vault", server: 1, on: On::Device, connections: 1 },
+    Target { name: "fio", server: 1, on: On::Fio, connections: 4 },
 ];
+/// Each round of fio counts for as much as is waited for after a disturbance.
+const STEPS: u64 = 200;
 
 impl Target {
     /// Attaches it, and starts to exercise it.
     fn begin(&self, vm: &mut Vm, seed: u64) -> Result<()> {
-        let Target { name, server, fs, connections } = self;
+        let Target { name, server, on, connections } = self;
         let port = SERVERS[*server].1;
         let scheme = if *server == 0 { "nbd" } else { "nbds" };
         let tls = format!("--tls-certificates {PKI} --tls-hostname localhost");
@@ -53,14 +67,16 @@ impl Target {
         let device =
             line.split_whitespace().find(|word| word.starts_with("/dev/nbd")).context("no device")?;
         let device = device.trim_end_matches(':').to_owned();
-        let place = match fs {
-            None => device,
-            Some(fs) => {
+        let exercise = |place: &str| format!("exec exercise {place} {SIZE} {seed} /run/stop");
+        let work = match on {
+            On::Device => exercise(&device),
+            On::Fio => fio(&device, seed),
+            On::File(fs) => {
                 vm.make_fs(*fs, &device, &format!("/mnt/{name}"))?;
-                format!("/mnt/{name}/file")
+                exercise(&format!("/mnt/{name}/file"))
             }
         };
-        vm.spawn(name, &format!("exec exercise {place} {SIZE} {seed} /run/stop"))?;
+        vm.spawn(name, &work)?;
         vm.wait_for(name, "exercising").map(drop)
     }
 
@@ -70,6 +86,16 @@ impl Target {
         let steps = log.lines().rev().find_map(|line| line.strip_prefix("steps ")?.parse().ok());
         steps.unwrap_or(0)
     }
+}
+
+fn fio(device: &str, seed: u64) -> String {
+    let load = "--rw=randwrite --bsrange=4k-64k --size=6m --direct=1 --ioengine=libaio --iodepth=16";
+    let verify = "--verify=crc32c --verify_fatal=1 --do_verify=1";
+    format!(
+        "echo exercising; n=0; while [ ! -e /run/stop ]; do \
+         fio --name=fio --filename={device} {load} {verify} --randseed=$(({seed} % 1000000 + n)) >/tmp/fio.log 2>&1 \
+         || {{ cat /tmp/fio.log; exit 1; }}; n=$((n + {STEPS})); echo steps $n; done; echo all well: $n"
+    )
 }
 
 /// A second network, where the servers are.
@@ -125,13 +151,13 @@ fn disturb(vm: &mut Vm, kind: &str, life: &mut usize) -> Result<()> {
 fn until_all_go_on(vm: &mut Vm) -> Result<()> {
     let before: Vec<u64> = TARGETS.iter().map(|target| target.steps(vm)).collect();
     for (target, before) in TARGETS.iter().zip(before) {
-        let next = format!("steps {}", before + 200);
+        let next = format!("steps {}", before + STEPS);
         vm.wait_for(target.name, &next).with_context(|| format!("{} gets on", target.name))?;
     }
     Ok(())
 }
 
-on_both_kernels!(a_storm, Ext4, Xfs, Ours);
+on_both_kernels!(a_storm, Ext4, Xfs, Fio, Ours);
 fn a_storm(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();
     let only = env::var("NBD_VM_DISTURBANCE").ok();
@@ -153,12 +179,12 @@ fn a_storm(scene: &Scene) -> Result<()> {
         until_all_go_on(&mut vm).with_context(|| format!("after disturbance {number}, {kind}"))?;
     }
     vm.run("touch /run/stop")?;
-    for Target { name, fs, .. } in &TARGETS {
+    for Target { name, on, .. } in &TARGETS {
         let code = vm.wait_exit(name)?;
         let log = vm.log(name);
         ensure!(code == 0, "{name}, seed {}: {log}", chance.seed());
         println!("{name}: {count} disturbances, {}", log.lines().last().unwrap_or_default());
-        if fs.is_some() {
+        if matches!(on, On::File(_)) {
             vm.run(&format!("umount /mnt/{name}"))?;
         }
         vm.run(&format!("nbd-attach detach {name}"))?;
