@@ -37,6 +37,7 @@ use chronicle::Chronicle;
 use common::handshake::Export;
 use futures::stream::{FuturesUnordered, StreamExt};
 use nix::sys::socket::{Shutdown, shutdown};
+use renew::Fresh;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -169,7 +170,7 @@ impl Keeper<'_> {
                 Some(renewed) = redials.next() => {
                     let Some((place, fresh)) = renewed? else { return Ok(Ended::Detached) };
                     wear.changed(fresh.cipher);
-                    self.watch(place, fresh.socket, fresh.ends)?;
+                    self.adopt(place, fresh)?;
                 }
                 failed = &mut orphans => return failed.map(|never| match never {}),
                 failed = &mut growth => return failed.map(|never| match never {}),
@@ -196,6 +197,12 @@ impl Keeper<'_> {
     /// Whether whoever detaches it wants no connections any more.
     fn is_to_let_go(&self) -> bool {
         self.host.registry.is_to_let_go(self.index, &self.backend)
+    }
+
+    /// A connection that the driver has taken.
+    fn adopt(&self, place: usize, fresh: Fresh) -> io::Result<()> {
+        self.chronicle.cipher(fresh.cipher);
+        self.watch(place, fresh.socket, fresh.ends)
     }
 
     /// A connection that lives, until poll(2) says otherwise.

@@ -8,6 +8,7 @@ use crate::event::{Event, now};
 use crate::host::Host;
 use crate::opener::Ends;
 use crate::registry::{Connection, Record, Registry, Remembered};
+use crate::tls::kernel::Cipher;
 use common::handshake::Export;
 use sd_notify::NotifyState;
 use std::cell::{Cell, RefCell};
@@ -85,6 +86,11 @@ impl<'a> Chronicle<'a> {
         }
         drop(record);
         self.remember();
+    }
+
+    /// Notes what the kernel encrypts the newest connection with; the next event makes it known.
+    pub(super) fn cipher(&self, cipher: Option<Cipher>) {
+        self.record.borrow_mut().cipher = cipher.map(|cipher| format!("{:?}", cipher.suite));
     }
 
     /// Notes what the server said last.

@@ -39,10 +39,10 @@ impl Keeper<'_> {
                 Ok(Some(fresh)) => {
                     places.next();
                     self.told_since(begun, place)?;
-                    self.watch(place, fresh.socket, fresh.ends)?;
                     if let Err(failure) = self.accept(place, &fresh.export).await {
                         self.tell_once(Some(place + 1), &failure, &mut told)?;
                     }
+                    self.adopt(place, fresh)?;
                     pause = PAUSE_MIN;
                 }
                 Ok(None) => {
