@@ -83,7 +83,7 @@ impl Rest {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        send(stream, &self.send).await?;
+        begin(stream, &self.send, patience).await?;
         ask(stream, self.client, patience).await
     }
 
@@ -92,8 +92,22 @@ impl Rest {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        send(stream, &self.send).await?;
+        begin(stream, &self.send, patience).await?;
         start(stream, self.client, patience).await
+    }
+}
+
+/// Says the first thing over an encrypted stream. A server that does not like our certificate has hung up by then,
+/// but not without saying why.
+async fn begin<S>(stream: &mut S, bytes: &[u8], patience: Duration) -> Result<(), NegotiateError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Err(error) = send(stream, bytes).await else { return Ok(()) };
+    let reason = tokio::time::timeout(patience, stream.read(&mut [0])).await;
+    match reason {
+        Ok(Err(reason)) if reason.kind() == io::ErrorKind::InvalidData => Err(NegotiateError::Io(reason)),
+        _ => Err(error),
     }
 }
 
