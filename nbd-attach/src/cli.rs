@@ -119,7 +119,7 @@ pub struct Attach {
     /// TLS: name in the server's certificate [default: the host of the URI]
     #[arg(long, value_name = "NAME")]
     pub tls_hostname: Option<String>,
-    /// TLS: the cipher to ask for first
+    /// TLS: the cipher to ask for
     #[arg(long, value_enum, value_name = "CIPHER", default_value_t)]
     pub tls_cipher: Preference,
     /// TLS, with --keep: records after which connections are made anew, because keys wear out [default: half of

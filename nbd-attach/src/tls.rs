@@ -29,15 +29,15 @@ pub struct Connector {
     name: ServerName<'static>,
 }
 
-/// Which cipher to ask for first.
+/// Which cipher to ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preference {
-    /// Its keys do not wear out.
+    /// ChaCha20-Poly1305 if the server has it, because its keys do not wear out.
     #[default]
     Chacha20,
-    /// Faster on processors with instructions for it; but its keys wear out, and a kept connection is replaced each
-    /// time, for which what is in flight waits as after a death.
+    /// AES-GCM only: faster on processors with instructions for it; but its keys wear out, and a kept connection is
+    /// replaced each time, for which what is in flight waits as after a death.
     AesGcm,
 }
 
@@ -130,7 +130,11 @@ impl Connector {
 fn provider(preference: Preference) -> CryptoProvider {
     let mut provider = ring::default_provider();
     let is_chacha = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("CHACHA20");
-    provider.cipher_suites.sort_by_key(|suite| is_chacha(suite) != (preference == Preference::Chacha20));
+    match preference {
+        Preference::Chacha20 => provider.cipher_suites.sort_by_key(|suite| !is_chacha(suite)),
+        // Servers have preferences, too: what they like better must not be offered.
+        Preference::AesGcm => provider.cipher_suites.retain(|suite| !is_chacha(suite)),
+    }
     provider
 }
 

@@ -317,6 +317,14 @@ fn build(package: &str) -> PathBuf {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--message-format=json", "--package", package, "--bin", package]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo says to us about our own package is looked at by build scripts, and what depends on them would be
+    // built anew for it.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
     if own.components().any(|part| part.as_os_str() == "release") {
         cargo.arg("--release");
     }

@@ -83,13 +83,20 @@ fn build(programs: &[&str]) -> Result<()> {
 }
 
 fn cargo_build(programs: &[&str], directory: &Path) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(paths::workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let mut cargo = cargo();
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     cargo.args(["build", "--profile", profile(), "--target", TARGET, "--target-dir"]).arg(directory);
     for program in programs {
         cargo.args(["--bin", program]);
     }
-    // What a cargo above us says about its own package would make this one build anew what depends on it.
+    cargo
+}
+
+/// The cargo that runs us, in the workspace. What it says to us about our own package is kept from it: there are build
+/// scripts that look at that, and whatever depends on them would be built anew each time it changes.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(paths::workspace());
     for (name, _) in std::env::vars_os() {
         let told = name.to_string_lossy();
         if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {

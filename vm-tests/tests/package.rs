@@ -3,10 +3,9 @@
 //! nothing is left when it is purged.
 
 use std::fs::{self, File};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{Fs, Scene, Signal, Vm, on_both_kernels, paths};
+use vm_tests::{Fs, Scene, Signal, Vm, guest, on_both_kernels, paths};
 
 /// systemd is the first process of a process and mount namespace of its own, so that it can be asked to power off.
 const BOOT: &str = "exec env container=vm unshare -p -f -m --mount-proc /lib/systemd/systemd --system \
@@ -21,17 +20,8 @@ const UDEVD: &str = "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Ser
 
 /// The package, made by the command that users make it by.
 fn package(scene: &Scene) -> Result<(std::path::PathBuf, u64)> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut deb = Command::new(cargo);
-    deb.current_dir(paths::workspace()).args([
-        "run",
-        "--quiet",
-        "--package",
-        "xtask",
-        "--",
-        "deb",
-        "--quick",
-    ]);
+    let mut deb = guest::cargo();
+    deb.args(["run", "--quiet", "--package", "xtask", "--", "deb", "--quick"]);
     let turn = File::create(paths::target().join("deb.lock"))?;
     turn.lock()?;
     let made = deb.output().context("cannot run cargo")?;

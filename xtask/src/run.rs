@@ -4,6 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub(crate) use vm_tests::guest::cargo;
+
 /// Runs a program whose output the user is to see.
 pub(crate) fn visibly(command: &mut Command) -> Result<()> {
     let name = name(command);
@@ -21,13 +23,6 @@ pub(crate) fn quietly(command: &mut Command) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&out.stderr);
     bail!("{name} failed ({}): {}", out.status, said.trim())
-}
-
-/// The cargo that runs us, in the workspace.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(vm_tests::paths::workspace());
-    command
 }
 
 /// What the user knows the program by: not the "sudo" or "env" before it.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::run::visibly;
+use crate::run::{cargo, visibly};
 
 /// Kernels count processor time in hundredths of a second, whatever they tick at.
 const TICK: Duration = Duration::from_millis(10);
@@ -46,9 +46,7 @@ pub(crate) struct Server {
 
 /// Builds it under the user's eyes; gives its file.
 pub(crate) fn build() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(vm_tests::paths::workspace());
+    let mut command = cargo();
     visibly(command.args(["build", "--release", "--package=nbd-server", "--bin=nbd-server"]))?;
     Ok(vm_tests::paths::target().join("release/nbd-server"))
 }
