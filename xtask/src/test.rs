@@ -26,9 +26,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     licences()?;
-    let mut tests = cargo();
-    tests.args(["test", "--workspace"]).args(&args.cargo_test).env("NBD_TESTS_STRICT", "1");
-    step("tests", &mut tests)
+    if args.cargo_test.is_empty() {
+        step("tests", test().args(["--workspace", "--exclude", "vm-tests"]))?;
+        let machines = std::thread::available_parallelism().map_or(MACHINES_MIN, |cpus| cpus.get() + 1);
+        let machines = machines.to_string();
+        let mut tests = test();
+        tests.args(["--package", "vm-tests", "--", "--test-threads", &machines]);
+        return step("tests in virtual machines", tests.env("NBD_VM_SLOTS", &machines));
+    }
+    step("tests", test().arg("--workspace").args(&args.cargo_test))
+}
+
+/// One more than there are processors: there are tests that wait for a timeout of the kernel's.
+const MACHINES_MIN: usize = 2;
+
+fn test() -> Command {
+    let mut test = cargo();
+    test.arg("test").env("NBD_TESTS_STRICT", "1");
+    test
 }
 
 /// cargo-deny takes minutes to compile, so it is used where it is and never installed; a test holds every crate
