@@ -104,6 +104,9 @@ impl Kit {
     pub(crate) fn missing(self) -> Option<&'static str> {
         match self {
             Kit::Host(name) => host::program(name).is_none().then_some(name),
+            Kit::Systemd if self.files().iter().any(|file| !file.exists()) => {
+                Some("systemd as Debian has it")
+            }
             _ => self.programs().iter().copied().find(|name| host::program(name).is_none()),
         }
     }
