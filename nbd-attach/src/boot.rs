@@ -64,14 +64,7 @@ pub fn generate(into: &Path, table: &Path) -> Result<(), BootError> {
 
 /// Escapes a part of a path for a unit's name, systemd.unit(5). Ids have no other signs that would need it.
 fn escape(name: &str) -> String {
-    let mut text = String::new();
-    for c in name.chars() {
-        match c {
-            '-' => text.push_str("\\x2d"),
-            c => text.push(c),
-        }
-    }
-    text
+    name.replace('-', "\\x2d")
 }
 
 /// The properties of a device or of a partition of one, as udev reads them; none if this tool did not attach it.
