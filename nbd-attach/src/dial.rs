@@ -170,36 +170,26 @@ async fn dial_tcp(
     patience: Duration,
 ) -> Result<TcpStream, DialError> {
     let addresses = known.0.borrow().clone();
-    if addresses.is_empty() {
-        return dial_anew(host, port, known, until, patience).await;
+    let mut refused = None;
+    if !addresses.is_empty() {
+        let half = Instant::now() + patience / 2;
+        match dial_first(&addresses, half, patience / 2).await {
+            Err(failure) if addresses.iter().any(|address| address.ip().to_string() == host) => {
+                return Err(failure);
+            }
+            // It may have moved.
+            Err(failure) => refused = Some(failure),
+            dialled => return dialled,
+        }
     }
-    let half = Instant::now() + patience / 2;
-    match dial_first(&addresses, half, patience / 2).await {
-        Err(failure) if addresses.iter().any(|address| address.ip().to_string() == host) => Err(failure),
-        // It may have moved.
-        Err(failure) => match dial_anew(host, port, known, until, patience).await {
-            Err(DialError::Resolve { .. }) => Err(failure),
-            other => other,
-        },
-        dialled => dialled,
-    }
-}
-
-async fn dial_anew(
-    host: &str,
-    port: u16,
-    known: &Known,
-    until: Instant,
-    patience: Duration,
-) -> Result<TcpStream, DialError> {
-    let resolve_error = |error| DialError::Resolve { host: host.to_owned(), error };
-    let too_slow = |peer: String| DialError::Deadline { peer, patience };
-    let found = timeout_at(until, tokio::net::lookup_host((host, port))).await;
-    let found = found.map_err(|_| too_slow(format!("the resolver, asked for {host:?},")))?;
-    let addresses: Vec<SocketAddr> = found.map_err(resolve_error)?.collect();
-    if addresses.is_empty() {
-        return Err(resolve_error(io::Error::new(io::ErrorKind::NotFound, "no address")));
-    }
+    let addresses = match timeout_at(until, tokio::net::lookup_host((host, port))).await {
+        Ok(found) => {
+            found.map(Vec::from_iter).map_err(|error| DialError::Resolve { host: host.to_owned(), error })
+        }
+        Err(_) => Err(DialError::Deadline { peer: format!("the resolver, asked for {host:?},"), patience }),
+    };
+    // What is wrong with the address says more than what is wrong with its name.
+    let addresses = addresses.map_err(|error| refused.unwrap_or(error))?;
     let dialled = dial_first(&addresses, until, patience).await?;
     *known.0.borrow_mut() = addresses;
     Ok(dialled)
@@ -211,22 +201,23 @@ async fn dial_first(
     until: Instant,
     patience: Duration,
 ) -> Result<TcpStream, DialError> {
-    let mut failure = None;
+    let nothing = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    let mut failure = DialError::Connect { peer: "the server".into(), error: nothing };
     for (tried, address) in addresses.iter().enumerate() {
         let peer = address.to_string();
         // An address that swallows packets must leave time for the ones after it.
         let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let share = Instant::now() + until.saturating_duration_since(Instant::now()) / left;
-        failure = Some(match timeout_at(share, TcpStream::connect(address)).await {
+        failure = match timeout_at(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 let prepared = prepare_tcp(&stream).map(|()| stream);
                 return prepared.map_err(|error| DialError::Connect { peer, error });
             }
             Ok(Err(error)) => DialError::Connect { peer, error },
             Err(_) => DialError::Deadline { peer, patience },
-        });
+        };
     }
-    Err(failure.expect("there is at least one address"))
+    Err(failure)
 }
 
 fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {

@@ -3,16 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ClientConnection, SupportedProtocolVersion};
 use tempfile::TempDir;
+use vm_tests::pki::{self, CLIENT, SERVER, Signed};
 
 use crate::server::Trust;
 
 /// An authority and what it has signed, in a directory of its own.
 pub struct Authority {
     dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
+    authority: pki::Authority,
 }
 
 impl Authority {
@@ -23,13 +23,9 @@ impl Authority {
     #[must_use]
     pub fn new() -> Authority {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority for a test");
-        let own = params.self_signed(&key).expect("a certificate");
-        fs::write(dir.path().join("ca-cert.pem"), own.pem()).expect("it can be written");
-        Authority { dir, issuer: Issuer::new(params, key) }
+        let authority = pki::Authority::new().expect("an authority");
+        fs::write(dir.path().join("ca-cert.pem"), authority.root()).expect("it can be written");
+        Authority { dir, authority }
     }
 
     /// Its own certificate.
@@ -41,7 +37,7 @@ impl Authority {
     /// Certificate and key of a server on this machine.
     #[must_use]
     pub fn server(&self) -> (PathBuf, PathBuf) {
-        self.sign("server", &["localhost", "127.0.0.1"])
+        self.sign("server", SERVER)
     }
 
     /// A directory as libnbd and QEMU want it, which trusts this authority and shows a certificate of
@@ -49,7 +45,7 @@ impl Authority {
     #[must_use]
     pub fn client_of(&self, signer: &Authority) -> TempDir {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let (cert, key) = signer.sign("client", &["client"]);
+        let (cert, key) = signer.sign("client", CLIENT);
         for (from, to) in [(self.root(), "ca-cert.pem"), (cert, "client-cert.pem"), (key, "client-key.pem")] {
             fs::copy(from, dir.path().join(to)).expect("it can be copied");
         }
@@ -84,15 +80,11 @@ impl Authority {
     }
 
     fn sign(&self, name: &str, alternatives: &[&str]) -> (PathBuf, PathBuf) {
-        let alternatives: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(alternatives).expect("names");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let Signed { cert, key } = self.authority.sign(name, alternatives).expect("a certificate");
         let at = |what| self.dir.path().join(format!("{name}-{what}.pem"));
         let write = |path: &Path, text: String| fs::write(path, text).expect("it can be written");
-        write(&at("cert"), cert.pem());
-        write(&at("key"), key.serialize_pem());
+        write(&at("cert"), cert);
+        write(&at("key"), key);
         (at("cert"), at("key"))
     }
 }

@@ -15,6 +15,7 @@ use common::uri::{Transport, Uri};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use vm_tests::guest;
 
 pub use crate::endpoint::{Endpoint, Trust};
 use crate::pki::Authority;
@@ -314,17 +315,8 @@ pub fn attach_tool() -> &'static Path {
 /// Builds a package's binary with the profile of the running test and asks cargo where it is.
 fn build(package: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = guest::cargo();
     cargo.args(["build", "--quiet", "--message-format=json", "--package", package, "--bin", package]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo says to us about our own package is looked at by build scripts, and what depends on them would be
-    // built anew for it.
-    for (name, _) in std::env::vars_os() {
-        let told = name.to_string_lossy();
-        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&name);
-        }
-    }
     if own.components().any(|part| part.as_os_str() == "release") {
         cargo.arg("--release");
     }

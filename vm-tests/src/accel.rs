@@ -3,16 +3,16 @@
 //! reboots.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::cpio::{Archive, Member};
-use crate::{host, paths};
+use crate::{host, paths, wait};
 
 /// How the guest's processors run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,6 @@ fn probe(kernel: &Path) -> Result<bool> {
     archive.add("init", &Member::File { contents: init.as_bytes(), executable: true })?;
     archive.finish()?;
 
-    let console = scratch.path().join("console");
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "kvm", "-cpu", "max", "-m", "256", "-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel")
@@ -85,15 +84,24 @@ fn probe(kernel: &Path) -> Result<bool> {
         .arg("-initrd")
         .arg(&image)
         .args(["-append", "console=ttyS0 panic=-1 quiet"]);
-    qemu.arg("-serial").arg(format!("file:{}", console.display()));
-    let mut qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let start = Instant::now();
-    let mut up = false;
-    while !up && start.elapsed() < PROBE_LIMIT && qemu.try_wait()?.is_none() {
-        thread::sleep(Duration::from_millis(50));
-        up = fs::read_to_string(&console).is_ok_and(|text| text.contains(GREETING));
-    }
+    qemu.args(["-serial", "stdio"]);
+    let mut qemu = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let console = qemu.stdout.take().context("it was piped")?;
+    let up = greets(console, Instant::now() + PROBE_LIMIT);
     qemu.kill()?;
     qemu.wait()?;
-    Ok(up)
+    up
+}
+
+/// Reads until the greeting, the end, or the deadline.
+fn greets(mut console: ChildStdout, until: Instant) -> Result<bool> {
+    let (mut said, mut part) = (Vec::new(), [0; 4096]);
+    while wait::readable([&console], until)? == [true] {
+        let len = console.read(&mut part)?;
+        said.extend_from_slice(&part[..len]);
+        if len == 0 || String::from_utf8_lossy(&said).contains(GREETING) {
+            return Ok(len > 0);
+        }
+    }
+    Ok(false)
 }

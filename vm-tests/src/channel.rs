@@ -4,7 +4,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -37,28 +36,10 @@ const SEPARATOR: u8 = 0x1e;
 const COMMAND_MAX: usize = 32 * 1024;
 
 impl Channel {
-    /// Waits for QEMU to connect; `alive` tells whether it is still worth waiting.
-    pub(crate) fn accept(
-        at: &Path,
-        listener: &UnixListener,
-        mut alive: impl FnMut() -> Result<()>,
-    ) -> Result<Channel> {
-        listener.set_nonblocking(true)?;
-        loop {
-            match listener.accept() {
-                Ok((socket, _)) => {
-                    socket.set_nonblocking(false)?;
-                    return Ok(Channel { socket, calls: 0 });
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    alive()?;
-                    thread::sleep(Duration::from_millis(5));
-                }
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot accept at {}", at.display()));
-                }
-            }
-        }
+    /// The connection that a listener has.
+    pub(crate) fn accept(at: &Path, listener: &UnixListener) -> Result<Channel> {
+        let (socket, _) = listener.accept().with_context(|| format!("cannot accept at {}", at.display()))?;
+        Ok(Channel { socket, calls: 0 })
     }
 
     /// Waits for the agent's first sign of life.

@@ -16,7 +16,7 @@ pub mod kernel;
 mod kit;
 mod modules;
 pub mod paths;
-mod pki;
+pub mod pki;
 pub mod promise;
 mod qemu;
 mod remains;
@@ -25,6 +25,7 @@ mod server;
 mod slot;
 mod steps;
 mod vm;
+mod wait;
 
 pub use builder::{Builder, HOST_PORT};
 pub use chance::Chance;

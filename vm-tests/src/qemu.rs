@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::channel::Channel;
-use crate::guest;
 use crate::slot::Slot;
+use crate::{guest, wait};
 
 /// What the machine is made of.
 pub(crate) struct Machine {
@@ -46,6 +46,8 @@ pub(crate) struct Qemu {
 /// grace period of its processor.
 const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on nohz=off highres=off";
+/// QEMU opens its sockets before the machine starts: a hang, not a slow start.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// The address at which the guest finds the one port of the host it may reach.
 const HOST_ADDRESS: &str = "tcp:10.0.2.100:10809";
 
@@ -61,21 +63,30 @@ impl Qemu {
         let listeners = [UnixListener::bind(&paths[0])?, UnixListener::bind(&paths[1])?];
         let child = command(machine, outputs, &paths)?.spawn().context("cannot start QEMU")?;
         let mut qemu = Qemu { child, _sockets: sockets, _slot: slot };
-        let run = Channel::accept(&paths[0], &listeners[0], || qemu.check(outputs))?;
-        let rescue = Channel::accept(&paths[1], &listeners[1], || qemu.check(outputs))?;
+        let run = qemu.connected(&paths[0], &listeners[0], outputs)?;
+        let rescue = qemu.connected(&paths[1], &listeners[1], outputs)?;
         Ok((qemu, run, rescue))
+    }
+
+    /// Waits for QEMU to connect, or to end before it does.
+    fn connected(&mut self, at: &Path, listener: &UnixListener, outputs: &Outputs) -> Result<Channel> {
+        let end = wait::end_of(&self.child)?;
+        let [connects, ends] = wait::readable([listener, &end], Instant::now() + CONNECT_LIMIT)?;
+        if !connects {
+            let said = std::fs::read_to_string(&outputs.qemu).unwrap_or_default();
+            let what = if ends { "ended at once" } else { "does not connect" };
+            bail!("QEMU {what}: {}", said.trim());
+        }
+        Channel::accept(at, listener)
     }
 
     /// Waits for the machine to end by itself.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        let end = wait::end_of(&self.child)?;
+        match wait::readable([&end], Instant::now() + limit)? {
+            [true] => Ok(self.child.wait()?),
+            [false] => bail!("the machine still runs after {limit:?}"),
         }
-        bail!("the machine still runs after {limit:?}")
     }
 
     /// Its process.
@@ -86,16 +97,6 @@ impl Qemu {
     /// True until the machine ended.
     pub(crate) fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
-    }
-
-    fn check(&mut self, outputs: &Outputs) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => {
-                let said = std::fs::read_to_string(&outputs.qemu).unwrap_or_default();
-                bail!("QEMU ended at once ({status}): {}", said.trim())
-            }
-        }
     }
 }
 
