@@ -215,7 +215,6 @@ fn hold(config: &AttachConfig, host: &Host, attached: Attached, links: Links) ->
         backend: attached.backend.clone(),
         attach: config.typed.clone(),
         export: Remembered::from(&links.told[0]),
-        block_size: attached.block_size,
         cipher: links.cipher.map(|cipher| format!("{:?}", cipher.suite)),
         attached_at: now(),
         reconnected_at: None,

@@ -4,6 +4,10 @@
 //! The device is held open exclusively meanwhile, so that nobody mounts it in between; this also
 //! finds users that this mount namespace does not see.
 
+mod disconnect;
+
+pub use disconnect::disconnect_only;
+
 use crate::bounded::{Child, TooSlow, bounded};
 use crate::config::{DetachConfig, Insistence};
 use crate::device::Index;
@@ -11,10 +15,9 @@ use crate::driver::{self, DriverError};
 use crate::host::{Host, NotAttached};
 use crate::identifier;
 use crate::netlink::client::NetlinkError;
-use crate::netlink::destroy::destroy;
-use crate::opener::Ends;
 use crate::sysfs::DeviceDir;
 use crate::usage::{Use, uses_of};
+use disconnect::{disconnect, hurry};
 use nix::libc::{EBUSY, EIO, O_EXCL};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -31,12 +34,8 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(15);
 const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
 /// Who insists has given up on a server that takes longer than this.
 const FORCED_FLUSH_PATIENCE: Duration = Duration::from_secs(10);
-/// On top of the request timeout, which is what ends the driver's own waiting.
-const DISCONNECT_SLACK: Duration = Duration::from_secs(20);
 /// What the server has got is answered within this, if ever.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
-/// The request timeout of a device that is to be gone.
-const HURRIED: Duration = Duration::from_secs(1);
 /// After DISCONNECT the device lives until the last program closes it, udev among them.
 const GONE_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -173,26 +172,6 @@ async fn settle(device: &DeviceDir, insist: Insistence) {
     }
 }
 
-/// Has the driver give up soon on a server that hangs: what waits for its reply would keep DISCONNECT waiting, for
-/// ever if the device was attached without a timeout, and with it everybody who asks the driver for anything.
-async fn hurry(device: &DeviceDir, host: &Host, backend: Option<&str>) {
-    let waits = [HURRIED, Duration::ZERO];
-    if let Err(error) = host.netlink.wait_for(device.index, backend, waits, DISCONNECT_SLACK).await {
-        tracing::debug!("{}: no hurry: {error}", device.index);
-    }
-    let record = host.registry.record(device);
-    for ends in record.iter().flat_map(|record| &record.ends).flatten() {
-        let Ends::Tcp { local, peer } = *ends else { continue };
-        if let Err(error) = destroy(local, peer) {
-            tracing::debug!("{}: the connection to {peer} is not ended: {error}", device.index);
-        }
-    }
-    // A keeper has the sockets, and can do more than the driver does.
-    if let Err(error) = host.registry.ask_to_let_go(device.index, backend.unwrap_or_default()) {
-        tracing::debug!("{}: its keeper is not told: {error}", device.index);
-    }
-}
-
 /// An objection ends the command, unless the user insists; then it is a warning.
 fn object(insist: Insistence, objection: DetachError) -> Result<(), DetachError> {
     match insist {
@@ -272,14 +251,6 @@ async fn flush(
     object(insist, DetachError::Flush { device: device.index, error })
 }
 
-/// What that process does, for as long as it takes.
-///
-/// # Errors
-/// The driver would not.
-pub async fn disconnect_only(index: Index, host: &Host) -> Result<(), NetlinkError> {
-    host.netlink.disconnect(index, Duration::MAX).await
-}
-
 /// A process that waits for a dead server cannot end, so the waiting is left to another one.
 fn flush_in_child(files: &[PathBuf]) -> io::Result<()> {
     Child::of_ours(std::iter::once("flush".into()).chain(files.iter().cloned())).finished()
@@ -298,31 +269,6 @@ pub fn flush_files(files: &[PathBuf]) -> i32 {
     };
     let flushed: io::Result<()> = files.iter().try_for_each(flush_one);
     flushed.map_or_else(|error| error.raw_os_error().unwrap_or(EIO), |()| 0)
-}
-
-async fn disconnect(device: &DeviceDir, host: &Host, insist: Insistence) -> Result<(), DetachError> {
-    let request_timeout = Duration::from_millis(device.number("queue/io_timeout").unwrap_or(0));
-    let patience = request_timeout + DISCONNECT_SLACK;
-    let disconnected = match insist {
-        Insistence::Refuse => host.netlink.disconnect(device.index, patience).await,
-        Insistence::Force => {
-            let child = Child::of_ours(["disconnect".into(), device.index.node()]);
-            let wait = bounded(patience, move || child.finished()).await;
-            wait.map_err(|_| NetlinkError::Deadline(patience))
-                .and_then(|done| done.map_err(|error| NetlinkError::Broken(error.to_string())))
-        }
-    };
-    match disconnected {
-        Err(NetlinkError::Deadline(_)) => {
-            let record = host.registry.record(device);
-            let server = record.iter().flat_map(|record| &record.ends).find_map(|ends| match ends {
-                Some(Ends::Unix { server }) => Some(*server),
-                _ => None,
-            });
-            Err(DetachError::Stuck { device: device.index, server })
-        }
-        other => Ok(other?),
-    }
 }
 
 async fn wait_until_gone(

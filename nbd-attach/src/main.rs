@@ -106,7 +106,9 @@ async fn perform(command: &Command) -> Result<()> {
         Command::Info(typed) => info(&InfoConfig::new(typed)?, &mut stdout()).await?,
         Command::Udev { name } => print!("{}", boot::properties(&Sysfs::system(), name)),
         Command::Generate { directories, tab } => generate(directories, tab)?,
-        Command::Disconnect { device } => disconnect_only(device.parse()?, &Host::system()?).await?,
+        Command::Disconnect { device } => {
+            std::process::exit(disconnect_only(device.parse()?, &Host::system()?).await)
+        }
         Command::Flush { .. } => unreachable!("done before any runtime exists"),
     }
     Ok(())

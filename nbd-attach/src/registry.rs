@@ -34,8 +34,6 @@ pub struct Record {
     pub attach: cli::Attach,
     /// What the server said.
     pub export: Remembered,
-    /// Logical block size.
-    pub block_size: u32,
     /// What the kernel encrypts with.
     pub cipher: Option<String>,
     /// Seconds since 1970.

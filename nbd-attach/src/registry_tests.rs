@@ -26,7 +26,6 @@ fn record(backend: &str) -> Record {
         backend: backend.into(),
         attach: typed(),
         export: remembered,
-        block_size: 512,
         cipher: None,
         attached_at: 1.0,
         reconnected_at: None,

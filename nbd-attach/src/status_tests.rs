@@ -48,7 +48,7 @@ fn a_row_tells_what_sysfs_and_the_record_tell() {
         "attach": serde_json::to_value(typed()).unwrap(),
         "export": {"size_bytes": 1 << 20, "flags": 7, "block_sizes": null,
             "description": "durability=writeback epoch=00ff"},
-        "block_size": 512, "cipher": null, "attached_at": now() - 200.0, "reconnected_at": null,
+        "cipher": null, "attached_at": now() - 200.0, "reconnected_at": null,
         "reconnects": 0, "keeper": 1, "connections": ["alive", "dead"], "ends": [], "events": [],
     }))
     .unwrap();

@@ -4,7 +4,7 @@ pub mod kernel;
 pub mod record;
 
 use clap::ValueEnum;
-use kernel::KernelTlsError;
+use kernel::{KernelTlsError, is_chacha20};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem};
@@ -129,7 +129,7 @@ impl Connector {
 
 fn provider(preference: Preference) -> CryptoProvider {
     let mut provider = ring::default_provider();
-    let is_chacha = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("CHACHA20");
+    let is_chacha = |suite: &SupportedCipherSuite| is_chacha20(suite.suite());
     match preference {
         Preference::Chacha20 => provider.cipher_suites.sort_by_key(|suite| !is_chacha(suite)),
         // Servers have preferences, too: what they like better must not be offered.

@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 const RECORD_BYTES: u64 = 8 << 10;
 /// Counts what one device sends and receives. Each of its connections is taken to carry all of it.
 pub(super) struct Wear {
+    /// None if nothing is encrypted, or the keys do not wear out.
     limit: Option<u64>,
     /// What was asked for, instead of half of what the cipher allows.
     asked: Option<u64>,
-    encrypted: bool,
     /// Where the count began.
     begun: Option<u64>,
     /// Places whose keys are worn out.
@@ -24,7 +24,7 @@ pub(super) struct Wear {
 
 impl Wear {
     pub(super) fn new(cipher: Option<Cipher>, asked: Option<u64>) -> Wear {
-        let mut wear = Wear { limit: None, asked, encrypted: false, begun: None, worn: VecDeque::new() };
+        let mut wear = Wear { limit: None, asked, begun: None, worn: VecDeque::new() };
         wear.changed(cipher);
         wear
     }
@@ -32,13 +32,12 @@ impl Wear {
     /// A new connection may be encrypted by something else.
     pub(super) fn changed(&mut self, cipher: Option<Cipher>) {
         let Some(cipher) = cipher else { return };
-        self.encrypted = true;
         self.limit = self.asked.or(cipher.records_max.map(|most| most / 2));
     }
 
     /// The place of a connection that is to be replaced now, if there is one.
     pub(super) fn worn(&mut self, device: &DeviceDir, alive: &BTreeMap<usize, Socket>) -> Option<usize> {
-        let limit = self.limit.filter(|_| self.encrypted)?;
+        let limit = self.limit?;
         let now = device.transferred().ok().map(records)?;
         let begun = *self.begun.get_or_insert(now);
         if now.saturating_sub(begun) >= limit && self.worn.is_empty() {
