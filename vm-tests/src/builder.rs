@@ -21,9 +21,11 @@ pub const HOST_PORT: &str = "10.0.2.100:10809";
 
 /// Many times what a boot takes under emulation on a busy machine: a hang, not a slow start.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
-/// One emulated boot in some hundreds hangs: a timer is lost while the processors come up. The boot is not what is
-/// tested. A kernel that panics ends its machine, and is believed at once.
+/// One emulated boot in some hundreds hangs, as a timer is lost while the processors come up, and a rarer one ends
+/// without a word. The boot is not what is tested. A kernel that panics says so, and is believed at once.
 const BOOTS_MAX: u32 = 3;
+/// QEMU has closed its sockets and only has to exit.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A machine to be.
 pub struct Builder {
@@ -118,7 +120,7 @@ impl Builder {
         loop {
             let slot = slot::take()?;
             let start = Instant::now();
-            let (qemu, mut run, mut rescue) = Qemu::start(&machine, &outputs, slot)?;
+            let (mut qemu, mut run, mut rescue) = Qemu::start(&machine, &outputs, slot)?;
             let up = rescue.ready(self.boot_limit).and_then(|()| run.ready(self.boot_limit));
             let boot_time = start.elapsed();
             let (kernel, seconds) = (self.kernel.release.package(), boot_time.as_secs_f32());
@@ -127,12 +129,14 @@ impl Builder {
                     writeln!(session, "[{kernel}: up after {seconds:.1} s]")?;
                     return Ok(Vm::new(qemu, run, rescue, remains, session, boot_time));
                 }
-                Err(Lost::Deadline(_)) => ("hangs", attempt < BOOTS_MAX),
-                Err(Lost::Closed(_)) => ("ended", false),
+                Err(Lost::Deadline(_)) => ("hangs".to_owned(), true),
+                Err(Lost::Closed(_)) => {
+                    (format!("ended ({})", qemu.wait(END_LIMIT)?), remains.console().is_empty())
+                }
             };
             drop(qemu);
             let words = format!("the guest {why} in boot {attempt} of {kernel} after {seconds:.1} s");
-            if !again {
+            if !again || attempt == BOOTS_MAX {
                 bail!("{words}; {}", remains.last_words());
             }
             eprintln!("{words}; once more");

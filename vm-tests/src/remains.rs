@@ -59,14 +59,16 @@ impl Remains {
         lines.find(|line| COMPLAINTS.iter().any(|words| line.contains(words))).map(str::to_owned)
     }
 
-    /// What the kernel said last, for an error about a machine that is gone.
+    /// What the kernel said last, and QEMU if it did, for an error about a machine that is gone.
     pub(crate) fn last_words(&self) -> String {
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
         let complaint =
             self.complaint(0).map(|line| format!("its kernel complained: {line}\n")).unwrap_or_default();
-        format!("{complaint}its last words (see {}):\n{last}", self.outputs().console.display())
+        let emulator = read_text(&self.outputs().qemu);
+        let emulator = if emulator.is_empty() { emulator } else { format!("\nQEMU said: {emulator}") };
+        format!("{complaint}its last words (see {}):\n{last}{emulator}", self.outputs().console.display())
     }
 
     /// The file of commands and their answers.

@@ -37,6 +37,16 @@ fn hung_boots(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+on_both_kernels!(silent_ends);
+/// So is a machine that ends before its kernel said a word; what QEMU said is told.
+fn silent_ends(scene: &Scene) -> Result<()> {
+    let error = scene.vm().disk("/nowhere").boot().err().context("a machine without its disk")?;
+    let words = format!("{error:#}");
+    ensure!(words.contains("the guest ended (exit status: 1) in boot 3"), "{words}");
+    ensure!(words.contains("QEMU said") && words.contains("Could not open '/nowhere'"), "{words}");
+    Ok(())
+}
+
 on_both_kernels!(drivers);
 /// What the tests of the driver take for granted is in every image, and can be asked for by any name.
 fn drivers(scene: &Scene) -> Result<()> {
