@@ -103,7 +103,7 @@ pub struct Serve {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "unix", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "tls_cert",
+            "listen", "unix", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "record", "tls_cert",
             "tls", "read_only", "direct", "user", "sandbox", "engine", "busy_poll", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
@@ -149,6 +149,14 @@ pub struct Serve {
     /// Unix socket for `nbd-server ctl`, for this user only
     #[arg(long, value_name = "PATH")]
     pub admin: Option<PathBuf>,
+
+    /// Record every write, flush and mark of the one export, and when it was answered, for nbd-crash
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
+    /// Unix socket at which marks are taken into the recording, a line each
+    #[arg(long, value_name = "PATH", requires = "record")]
+    pub marks: Option<PathBuf>,
 
     /// Certificate of the server in PEM, and those that lead to its root: offers TLS
     #[arg(long, value_name = "FILE", requires = "tls_key")]

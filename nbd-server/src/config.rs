@@ -7,6 +7,7 @@
 pub mod file;
 mod open;
 mod reach;
+mod record;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use crate::tls::{Files, Upgrader};
 use open::Opener;
 
 pub use open::path_of;
+pub use record::Recording;
 
 /// Where a server listens that was told nothing else.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT);
@@ -78,6 +80,10 @@ pub struct Globals {
     pub vsock: Vec<u32>,
     /// Where the operator is heard.
     pub admin: Option<PathBuf>,
+    /// Where the one export is recorded.
+    pub record: Option<PathBuf>,
+    /// Where marks are taken into the recording.
+    pub marks: Option<PathBuf>,
     /// Where epochs are kept that cannot be kept with what is served.
     pub state_dir: Option<PathBuf>,
     /// Whom to become once the sockets listen.
@@ -121,6 +127,10 @@ impl Plan {
             let (name, spec) = split_name(spec);
             plan.add(Definition { name: name.to_owned(), serve: spec.to_owned(), ..definition(cli)? })?;
         }
+        ensure!(
+            cli.record.is_none() || plan.exports.len() == 1,
+            "a recording is of one export; start a server for each"
+        );
         Ok(plan)
     }
 
@@ -185,6 +195,8 @@ fn globals(cli: &Serve) -> anyhow::Result<Globals> {
         unix: cli.unix.clone(),
         vsock: cli.vsock.clone(),
         admin: cli.admin.clone(),
+        record: cli.record.clone(),
+        marks: cli.marks.clone(),
         state_dir: cli.state_dir.clone(),
         user: cli.user.as_deref().map(User::find).transpose()?,
         sandbox: cli.sandbox,

@@ -7,12 +7,13 @@ mod door;
 mod registry;
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use common::command::Terms;
 use common::handshake::context::Agreed;
 use common::handshake::{self, BlockSizes};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
+use recording::{Recorder, Tap, What};
 
 use crate::device::{Device, Health, Shape, Support, layered};
 use crate::durability::epoch::Ledger;
@@ -41,6 +42,7 @@ pub struct Export {
     door: Door,
     /// What the operator has to say about it.
     text: RwLock<Option<String>>,
+    recorder: OnceLock<Arc<Recorder>>,
 }
 
 impl Export {
@@ -57,14 +59,35 @@ impl Export {
         let promising = layered(Box::new(durability.clone()), storage);
         let device = layered(Box::new(Order::default()), promising);
         let door = Door::new(Admission::default());
-        let (counters, text) = (Counters::default(), RwLock::default());
-        Export { name, device, durability, counters, door, text }
+        let (counters, text, recorder) = (Counters::default(), RwLock::default(), OnceLock::new());
+        Export { name, device, durability, counters, door, text, recorder }
     }
 
     /// Says who may use it from now on, and what people are told about it.
     pub fn present(&self, text: Option<String>, admission: Admission) {
         *self.text.write().unwrap_or_else(PoisonError::into_inner) = text;
         self.door.change(admission);
+    }
+
+    /// Records what its connections ask from now on.
+    ///
+    /// # Panics
+    /// When it is recorded already.
+    pub fn record(&self, recorder: Arc<Recorder>) {
+        assert!(self.recorder.set(recorder).is_ok(), "an export is recorded once");
+    }
+
+    /// A new connection's share in the recording, if there is one.
+    #[must_use]
+    pub fn tap(&self) -> Option<Tap> {
+        let tap = self.recorder.get()?.connect();
+        tap.inspect_err(|error| tracing::error!(%error, "the recording ends here")).ok()
+    }
+
+    /// The transmission flags that every client is told.
+    #[must_use]
+    pub fn flags(&self) -> TransmissionFlags {
+        transmission_flags(self.device.shape())
     }
 
     /// The name clients ask for; empty for the default export.
@@ -144,7 +167,13 @@ impl Export {
 
     /// Makes everything stable at the end, in every mode.
     pub async fn close(&self) -> io::Result<()> {
-        self.durability.close().await
+        let closed = self.durability.close().await;
+        if let Some(recorder) = self.recorder.get()
+            && let Err(error) = recorder.record(0, &What::End)
+        {
+            tracing::error!(%error, "the recording has no end");
+        }
+        closed
     }
 
     /// Bytes, and whether writes are refused.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nbd_server::cli::{Cli, Command, LogFormat, Serve};
-use nbd_server::config::{Config, Plan};
+use nbd_server::config::{Config, Plan, Recording};
 use nbd_server::confine::{self, User};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
@@ -39,10 +39,12 @@ fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
     let sockets = runtime.block_on(Sockets::open(&plan.globals))?;
     // From here on with no more rights than needed; threads inherit what holds for this one.
     plan.globals.user.iter().try_for_each(User::become_it)?;
+    let recording = Recording::open(&plan.globals)?;
     let reach = plan.reach(cli.config.as_deref());
     let confined = confine::files(plan.globals.sandbox, &reach)?;
     let pool = Pool::start(pool::THREADS)?;
     let config = Config::open(plan, &pool)?;
+    recording.map_or(Ok(()), |recording| recording.begin(&config))?;
     let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), reach, pool));
     runtime.block_on(server::run(config, sockets, confined, reloader))
 }

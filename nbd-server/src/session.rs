@@ -17,6 +17,7 @@ mod replies;
 mod reply;
 mod status;
 mod stream;
+mod tape;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -31,6 +32,7 @@ use common::Violation;
 use common::handshake::context::{Agreed, Context as Selected};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
+use recording::Tap;
 
 use crate::buf::{Budget, Pool};
 use crate::export::Export;
@@ -125,6 +127,7 @@ struct Connection<'s, S> {
     stream: &'s mut S,
     export: Arc<Export>,
     contexts: Rc<[Selected]>,
+    tap: Option<Rc<Tap>>,
     memory: Memory,
     receiver: Receiver,
     in_flight: FuturesUnordered<InFlight>,
@@ -145,7 +148,8 @@ impl<'s, S: Stream> Connection<'s, S> {
         let receiver = Receiver::new(export.terms(&agreed));
         let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
-        Connection { stream, export, contexts, memory, receiver, in_flight, replies, progress, fresh: 0 }
+        let tap = export.tap().map(Rc::new);
+        Connection { stream, export, contexts, tap, memory, receiver, in_flight, replies, progress, fresh: 0 }
     }
 
     /// Drives everything that is under way until no more requests will come.
@@ -246,10 +250,11 @@ impl<'s, S: Stream> Connection<'s, S> {
         let around = Around {
             export: self.export.clone(),
             contexts: self.contexts.clone(),
+            tap: self.tap.clone(),
             pool: self.memory.pool.clone(),
             lends: self.stream.lends(),
         };
-        let request = AssertUnwindSafe(execute::execute(incoming.what, ticket, around));
+        let request = AssertUnwindSafe(execute::execute(incoming.cookie, incoming.what, ticket, around));
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
         // others of this connection go on.
         let mut request: InFlight = Box::pin(request.catch_unwind().map(|_panicked| ()));

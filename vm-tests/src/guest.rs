@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::paths;
 
-const GUEST: &[&str] = &["nbd-server", "nbd-attach", "promise", "exercise"];
+const GUEST: &[&str] = &["nbd-server", "nbd-attach", "nbd-crash", "promise", "exercise"];
 const RELAY: &str = "vm-relay";
 /// Naming the target keeps the flags away from build scripts and procedural macros, which cannot be static.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -33,10 +33,10 @@ pub fn build_visibly() -> Result<()> {
     Ok(())
 }
 
-/// Our server for this machine: what is linked statically runs anywhere.
-pub(crate) fn server() -> Result<PathBuf> {
+/// One of them for this machine: what is linked statically runs anywhere.
+pub(crate) fn host_program(name: &str) -> Result<PathBuf> {
     binaries()?;
-    Ok(built("nbd-server"))
+    Ok(built(name))
 }
 
 /// The program that QEMU joins connections to the host with.

@@ -9,6 +9,7 @@ mod builder;
 mod chance;
 mod channel;
 mod cpio;
+pub mod crash;
 pub mod guest;
 pub mod host;
 mod image;

@@ -32,7 +32,7 @@ impl HostServer {
         let log = scene.logs().join(name);
         // The kernel kills it when the test's thread ends, even by SIGKILL.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(guest::server()?);
+        command.args(["--pdeathsig", "KILL"]).arg(guest::host_program("nbd-server")?);
         let operator = tempfile::tempdir()?;
         command.arg("--admin").arg(operator.path().join("admin"));
         command.args(["--listen", &format!("127.0.0.1:{port}")]).args(arguments);
@@ -66,7 +66,7 @@ impl HostServer {
 
     /// Orders something by `nbd-server ctl`, which must be done.
     pub fn order(&self, words: &[&str]) -> Result<String> {
-        let mut ctl = Command::new(guest::server()?);
+        let mut ctl = Command::new(guest::host_program("nbd-server")?);
         ctl.arg("ctl").arg("--admin").arg(self.operator.path().join("admin")).args(words);
         let out = ctl.output().context("cannot run nbd-server ctl")?;
         ensure!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));

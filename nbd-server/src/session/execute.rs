@@ -8,10 +8,11 @@ use common::command::{Command, Span, Speed, Zeroing};
 use common::handshake::context::Context;
 use common::proto::WireError;
 use nix::errno::Errno;
+use recording::Tap;
 
 use super::receive::What;
 use super::replies::{Body, Ticket};
-use super::{read, status};
+use super::{read, status, tape};
 use crate::buf::{IoBuf, Pool};
 use crate::device::failed_at;
 use crate::export::Export;
@@ -21,13 +22,15 @@ pub(super) struct Around {
     pub(super) export: Arc<Export>,
     /// The metadata contexts that its connection selected.
     pub(super) contexts: Rc<[Context]>,
+    /// Where it is recorded.
+    pub(super) tap: Option<Rc<Tap>>,
     pub(super) pool: Arc<Pool>,
     /// Whether its stream takes data that is lent.
     pub(super) lends: bool,
 }
 
 /// Runs the request and answers it, whatever happens.
-pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
+pub(super) async fn execute(cookie: u64, what: What, ticket: Ticket, around: Around) {
     let export = &around.export;
     let (command, payload) = match what {
         What::Refuse(error) => {
@@ -37,7 +40,12 @@ pub(super) async fn execute(what: What, ticket: Ticket, around: Around) {
         What::Run(command, payload) => (command, payload),
     };
     export.counters().received(&command);
+    let data = payload.as_deref().unwrap_or_default();
+    let taped = around.tap.as_deref().and_then(|tap| tape::received(tap, cookie, &command, data));
     let done = run(&command, payload, &around).await;
+    if let Some(taped) = taped {
+        taped.answers(done.as_ref().err().map_or(WireError::OK, |error| wire_error(&command, error)));
+    }
     tracing::trace!(?command, succeeded = done.is_ok(), "done");
     match done {
         Ok(body) => ticket.succeed(body),

@@ -1,0 +1,89 @@
+//! The commands of the binary.
+
+mod explore;
+
+use std::fs;
+use std::io::{BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+
+use crate::cli::{Check, Command, Generate, Mark, Workload};
+use crate::history::History;
+use crate::image::{Base, Image};
+use crate::oracle::Oracle;
+use crate::oracle::raw::RawOracle;
+use crate::workload::generate;
+use crate::workload::operation;
+use crate::workload::run::{self, Marker};
+
+/// Does what was typed.
+///
+/// # Errors
+/// Where it cannot be done; a promise that is found broken is an exit code.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Explore(explore) => explore::run(&explore),
+        Command::Check(check) => compare(&check),
+        Command::Mark(mark) => send(&mark),
+        Command::Workload(workload) => carry_out(&workload),
+        Command::Generate(generate) => print(&generate),
+        _ => anyhow::bail!("not yet"),
+    }
+}
+
+/// The content before a recording.
+fn base(path: Option<&Path>) -> anyhow::Result<Base> {
+    match path {
+        Some(path) => Base::open(path).with_context(|| format!("cannot open {}", path.display())),
+        None => Ok(Base::default()),
+    }
+}
+
+fn compare(check: &Check) -> anyhow::Result<ExitCode> {
+    let history = Arc::new(History::open(&check.log)?);
+    let mut oracle = RawOracle::new(history.clone(), history.clone(), base(check.base.as_deref())?);
+    let left = Base::open(&check.image).with_context(|| format!("cannot open {}", check.image.display()))?;
+    let faults = oracle.judge(history.events.len(), &Arc::new(Image::new(left)))?;
+    for fault in &faults {
+        println!("{fault}");
+    }
+    if !faults.is_empty() {
+        println!("{}: promises were broken", check.image.display());
+        return Ok(ExitCode::from(1));
+    }
+    println!("{}: all that was promised is there", check.image.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn send(mark: &Mark) -> anyhow::Result<ExitCode> {
+    let path = &mark.to;
+    let stream = UnixStream::connect(path).with_context(|| format!("cannot reach {}", path.display()))?;
+    println!("{}", recording::send_mark(&mut BufReader::new(stream), &mark.text)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn carry_out(workload: &Workload) -> anyhow::Result<ExitCode> {
+    let shown = workload.file.display();
+    let text = fs::read_to_string(&workload.file).with_context(|| format!("cannot read {shown}"))?;
+    let operations = operation::parse(&text).with_context(|| format!("{shown}"))?;
+    run::run(&operations, &workload.root, &mut Marker::new(workload.marks.as_deref())?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(generate: &Generate) -> anyhow::Result<ExitCode> {
+    ensure!((1..=3).contains(&generate.steps), "workloads have one to three steps");
+    let all = generate::all(generate.steps);
+    let wanted = |number: &usize| generate.only.is_none_or(|only| only == *number);
+    let mut out = std::io::stdout().lock();
+    for (number, workload) in all.iter().enumerate().filter(|(number, _)| wanted(number)) {
+        writeln!(out, "# {number} of {}", all.len())?;
+        for operation in workload {
+            writeln!(out, "{operation}")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

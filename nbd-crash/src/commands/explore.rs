@@ -1,0 +1,126 @@
+//! `nbd-crash explore`.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::base;
+use crate::cli::{Allowance, Explore};
+use crate::explore::{Budget, Exploration, Outcome};
+use crate::history::History;
+use crate::image::Base;
+use crate::oracle::Oracle;
+use crate::oracle::ext4::Ext4Oracle;
+use crate::oracle::raw::RawOracle;
+use crate::states::Choice;
+
+/// How often progress is told to who looks at a terminal, and to a log.
+const TELL_EVERY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
+
+type Factory = Box<dyn Fn() -> anyhow::Result<Box<dyn Oracle>> + Sync>;
+
+pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
+    let history = Arc::new(History::open(&explore.log)?);
+    if !history.whole {
+        eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
+    }
+    let base = base(explore.base.as_deref())?;
+    let oracle = factory(explore, &history, &base)?;
+    let exploration = Exploration {
+        base,
+        contract: explore.contract,
+        choice: Choice { seed: explore.seed, unit: explore.unit, random: explore.random },
+        only_after_marks: explore.oracle == "ext4",
+        budget: match explore.budget {
+            Allowance::Time(time) => Budget { states: u64::MAX, time },
+            Allowance::States(states) => Budget { states, time: Duration::MAX },
+        },
+        violations_max: explore.violations,
+        threads: explore.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)),
+        history: history.clone(),
+    };
+    let mut progress = Progress::new();
+    let outcome = exploration.run(&oracle, &mut |states, violations| progress.tell(states, violations))?;
+    progress.end();
+    if explore.json {
+        println!("{}", serde_json::to_string_pretty(&outcome)?);
+    } else {
+        print(&outcome);
+    }
+    Ok(ExitCode::from(u8::from(!outcome.violations.is_empty())))
+}
+
+fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Result<Factory> {
+    let (history, base) = (history.clone(), base.clone());
+    Ok(match &explore.oracle[..] {
+        "ext4" => Box::new(move || Ok(Box::new(Ext4Oracle::new(history.clone())) as Box<dyn Oracle>)),
+        "raw" => {
+            let front = match &explore.front {
+                Some(front) => Arc::new(History::open(front)?),
+                None => history.clone(),
+            };
+            let raw = move || RawOracle::new(history.clone(), front.clone(), base.clone());
+            Box::new(move || Ok(Box::new(raw()) as Box<dyn Oracle>))
+        }
+        other => bail!("there is no oracle {other:?}; write raw, ext4, mount:FSTYPE or cmd:COMMAND"),
+    })
+}
+
+fn print(outcome: &Outcome) {
+    let Outcome { contract, states, points, volatile_max, seconds, violations, .. } = outcome;
+    for violation in violations {
+        println!("{}", violation.state);
+        violation.faults.iter().for_each(|fault| println!("    {fault}"));
+        println!("  it is enough to lose ({} checks; {}):", violation.guilt.checks, violation.guilt.state);
+        violation.guilt.lost.iter().for_each(|lost| println!("    {}", lost.words));
+    }
+    let rate = *states as f64 / seconds.max(f64::MIN_POSITIVE);
+    println!(
+        "{}: {states} states at {points} points, at most {volatile_max} writes to lose, {rate:.0} states/s",
+        contract.name()
+    );
+    match outcome.first_violation {
+        None => println!("every promise was kept"),
+        Some(first) => println!("{} violations, the first in state {first}", violations.len()),
+    }
+}
+
+/// Tells how far it is.
+struct Progress {
+    began: Instant,
+    told: Instant,
+    is_terminal: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let now = Instant::now();
+        Progress { began: now, told: now, is_terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn tell(&mut self, states: u64, violations: usize) {
+        if self.told.elapsed() < TELL_EVERY[usize::from(!self.is_terminal)] {
+            return;
+        }
+        self.told = Instant::now();
+        let rate = states as f64 / self.began.elapsed().as_secs_f64();
+        let words = format!("{states} states, {rate:.0}/s, {violations} violations");
+        if self.is_terminal {
+            eprint!("\r{words}\x1b[K");
+            // Nothing depends on it.
+            let _ = std::io::stderr().flush();
+        } else {
+            eprintln!("{words}");
+        }
+    }
+
+    fn end(&self) {
+        if self.is_terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

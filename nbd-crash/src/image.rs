@@ -1,0 +1,227 @@
+//! The content of an export at a crash: pages in memory over a base. Each sector knows the write that it has last
+//! seen, and the whole knows a hash of its content that changes with it, by which equal states are found.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use twox_hash::XxHash3_64;
+
+use crate::history::{Content, Write};
+
+/// The unit in which writes tear, in bytes.
+pub const SECTOR: u64 = 512;
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// The same as lengths in memory.
+pub const SECTOR_LEN: usize = 512;
+const PAGE_LEN: usize = 4096;
+const SECTORS: usize = PAGE_LEN / SECTOR_LEN;
+
+/// A page's content and where each sector came from.
+#[derive(Clone)]
+pub struct Page {
+    /// Its bytes.
+    pub data: [u8; PAGE_LEN],
+    /// For each sector, one more than the index of the write it is from; 0 for the base.
+    pub from: [u32; SECTORS],
+    /// For each sector, the hash of its content.
+    pub sums: [u64; SECTORS],
+}
+
+/// What was there before the recording; zeroes where nothing is given.
+#[derive(Clone, Default)]
+pub struct Base(Option<Arc<File>>);
+
+impl Base {
+    /// An image.
+    pub fn open(path: &Path) -> io::Result<Base> {
+        Ok(Base(Some(Arc::new(File::open(path)?))))
+    }
+
+    fn page(&self, number: u64) -> io::Result<Page> {
+        let mut data = [0; PAGE_LEN];
+        if let Some(file) = &self.0 {
+            let mut filled = 0;
+            // A base that is shorter than the export ends in zeroes.
+            while filled < data.len() {
+                match file.read_at(&mut data[filled..], number * PAGE + filled as u64)? {
+                    0 => break,
+                    len => filled += len,
+                }
+            }
+        }
+        let mut page = Page { data, from: [0; SECTORS], sums: [0; SECTORS] };
+        for sector in 0..SECTORS {
+            page.sums[sector] = sum(page.sector(sector));
+        }
+        Ok(page)
+    }
+}
+
+impl Page {
+    /// The bytes of a sector.
+    pub fn sector(&self, number: usize) -> &[u8] {
+        &self.data[number * SECTOR_LEN..][..SECTOR_LEN]
+    }
+}
+
+/// Pages by number.
+pub type Pages = HashMap<u64, Box<Page>, BuildHasherDefault<Spread>>;
+
+/// What is durable, or what a state makes of it.
+#[derive(Clone)]
+pub struct Image {
+    below: Option<Arc<Image>>,
+    base: Base,
+    /// Pages that differ from what is below.
+    pub pages: Pages,
+    /// Changes with the content.
+    pub hash: u64,
+}
+
+impl Image {
+    /// The content before the recording.
+    pub fn new(base: Base) -> Image {
+        Image { below: None, base, pages: Pages::default(), hash: 0 }
+    }
+
+    /// The same content, which can be changed without changing this one.
+    pub fn over(self: &Arc<Image>) -> Image {
+        Image { below: Some(self.clone()), base: self.base.clone(), pages: Pages::default(), hash: self.hash }
+    }
+
+    /// A page, if it differs from the base.
+    pub fn page(&self, number: u64) -> Option<&Page> {
+        let own = self.pages.get(&number).map(|page| &**page);
+        own.or_else(|| self.below.as_ref().and_then(|below| below.page(number)))
+    }
+
+    /// The numbers of all pages that may differ from the base, some of them twice.
+    pub fn every_page(&self) -> Box<dyn Iterator<Item = &u64> + '_> {
+        let below = self.below.iter().flat_map(|below| below.every_page());
+        Box::new(self.pages.keys().chain(below))
+    }
+
+    /// Fills a buffer from byte `at`.
+    pub fn read(&self, mut at: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let skip = usize::try_from(at % PAGE).expect("less than a page");
+            let (head, rest) = buf.split_at_mut(buf.len().min(PAGE_LEN - skip));
+            match self.page(at / PAGE) {
+                Some(page) => head.copy_from_slice(&page.data[skip..][..head.len()]),
+                None if self.base.0.is_none() => head.fill(0),
+                None => head.copy_from_slice(&self.base.page(at / PAGE)?.data[skip..][..head.len()]),
+            }
+            at += head.len() as u64;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// A page to change.
+    pub fn page_mut(&mut self, number: u64) -> io::Result<&mut Page> {
+        if !self.pages.contains_key(&number) {
+            let below = self.below.as_ref().and_then(|below| below.page(number)).cloned();
+            let page = below.map_or_else(|| self.base.page(number), Ok)?;
+            self.pages.insert(number, Box::new(page));
+        }
+        Ok(self.pages.get_mut(&number).expect("it was put there"))
+    }
+
+    /// Applies those sectors of a write, by their place in it, that are wanted and that nothing newer has overwritten.
+    /// `index` is the write's index.
+    pub fn apply(&mut self, index: usize, write: &Write, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+        let from = u32::try_from(index + 1).expect("a recording has fewer writes");
+        let first = write.offset / SECTOR;
+        for number in (0..write.sectors()).filter(|number| wanted(*number)) {
+            let sector = first + number;
+            // Where nothing ever was, nothing need be thrown away; and whatever was on its way may be there after all.
+            if write.content == Content::Nothing && self.page(sector * SECTOR / PAGE).is_none() {
+                continue;
+            }
+            let page = self.page_mut(sector * SECTOR / PAGE)?;
+            let place = usize::try_from(sector % SECTORS as u64).expect("few");
+            if page.from[place] > from {
+                continue;
+            }
+            page.from[place] = from;
+            let before = page.sums[place];
+            let known = put(page, place, sector, write);
+            let after = known.unwrap_or_else(|| sum(page.sector(place)));
+            page.sums[place] = after;
+            self.hash ^= mix(sector, before) ^ mix(sector, after);
+        }
+        Ok(())
+    }
+
+    /// Whether anything of a write would still be seen if it were applied.
+    pub fn shows(&self, index: usize, write: &Write) -> bool {
+        let first = write.offset / SECTOR;
+        (first..first + write.sectors()).any(|sector| self.from(sector) <= index as u64)
+    }
+
+    /// One more than the index of the write a sector is from; 0 for the base.
+    pub fn from(&self, sector: u64) -> u64 {
+        let place = usize::try_from(sector % SECTORS as u64).expect("few");
+        self.page(sector * SECTOR / PAGE).map_or(0, |page| page.from[place].into())
+    }
+}
+
+/// Puts what a write has for a sector into its page; gives the sector's new hash if the write knows it.
+fn put(page: &mut Page, place: usize, sector: u64, write: &Write) -> Option<u64> {
+    let start = (sector * SECTOR).max(write.offset);
+    let end = ((sector + 1) * SECTOR).min(write.end());
+    let at = usize::try_from(start % PAGE).expect("less than a page");
+    let target = &mut page.data[at..][..usize::try_from(end - start).expect("at most a sector")];
+    let whole = target.len() as u64 == SECTOR;
+    debug_assert_eq!(at / SECTOR_LEN, place);
+    match &write.content {
+        Content::Data(data) => {
+            let skip = usize::try_from(start - write.offset).expect("data is in memory");
+            target.copy_from_slice(&data[skip..][..target.len()]);
+            let number = usize::try_from(sector - write.offset / SECTOR).expect("data is in memory");
+            if whole { write.sums.get(number).copied() } else { None }
+        }
+        Content::Zero | Content::Nothing => {
+            target.fill(0);
+            None
+        }
+    }
+}
+
+/// The hash of a sector's content.
+pub fn sum(sector: &[u8]) -> u64 {
+    XxHash3_64::oneshot(sector)
+}
+
+/// The hash of a sector's content at its place.
+fn mix(sector: u64, sum: u64) -> u64 {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&sector.to_le_bytes());
+    bytes[8..].copy_from_slice(&sum.to_le_bytes());
+    XxHash3_64::oneshot(&bytes)
+}
+
+/// Spreads page numbers over a table.
+#[derive(Default, Clone)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = XxHash3_64::oneshot(bytes);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Fibonacci hashing: the table looks at the upper bits, too.
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(20);
+    }
+}

@@ -1,0 +1,15 @@
+//! nbd-crash.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod commands;
+pub mod contract;
+pub mod explore;
+pub mod history;
+pub mod image;
+pub mod minimise;
+pub mod oracle;
+pub mod state;
+pub mod states;
+pub mod walk;
+pub mod workload;

@@ -1,0 +1,161 @@
+//! Which of the writes that a state has lost matter: the fewest without which the promise is still broken, all others
+//! being kept (delta debugging, Zeller and Hildebrandt 2002).
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::contract::{Contract, Reason};
+use crate::history::{Content, History};
+use crate::oracle::Oracle;
+use crate::state::{self, Kept, Part};
+use crate::walk::Walk;
+
+/// Judgements that one violation may cost.
+const CHECKS_MAX: usize = 64;
+
+/// What makes a state break a promise.
+#[derive(Debug, Clone, Serialize)]
+pub struct Guilt {
+    /// The smallest state that was found: its name.
+    pub state: String,
+    /// What is wrong with it.
+    pub faults: Vec<String>,
+    /// The writes whose loss matters.
+    pub lost: Vec<Lost>,
+    /// How many judgements it took to find them.
+    pub checks: usize,
+}
+
+/// A write that was lost, or partly.
+#[derive(Debug, Clone, Serialize)]
+pub struct Lost {
+    /// Its sequence number.
+    pub seq: u64,
+    /// The connection.
+    pub connection: u16,
+    /// Its first byte.
+    pub offset: u64,
+    /// Its bytes.
+    pub length: u64,
+    /// What it was and who said that it would not be lost.
+    pub words: String,
+}
+
+/// Finds what matters in a state that breaks a promise.
+pub fn minimise(
+    history: &History,
+    contract: Contract,
+    walk: &Walk,
+    kept: &[Kept],
+    oracle: &mut dyn Oracle,
+) -> anyhow::Result<Guilt> {
+    let spec = Contract::Nbd.stability(history);
+    let mut search = Search { history, walk, kept, oracle, checks: 0, faults: Vec::new() };
+    let is_whole = |write: usize| kept.iter().any(|kept| kept.write == write && kept.part == Part::All);
+    let mut lost: Vec<usize> = walk.volatile.iter().copied().filter(|write| !is_whole(*write)).collect();
+    // What the protocol promised is suspected first.
+    let promised: Vec<usize> =
+        lost.iter().copied().filter(|write| spec.is_stable(*write, walk.time)).collect();
+    if promised.len() < lost.len() && !promised.is_empty() && search.is_guilty(&promised)? {
+        lost = promised;
+    }
+    search.shrink(&mut lost)?;
+    if search.faults.is_empty() {
+        // Nothing could be left out, or nothing was lost.
+        search.is_guilty(&lost)?;
+    }
+    let smallest = search.without(&lost);
+    Ok(Guilt {
+        state: state::name(history, contract, walk.time, &walk.volatile, &smallest),
+        lost: lost.iter().map(|write| describe(history, *write, spec.since[*write])).collect(),
+        faults: search.faults,
+        checks: search.checks,
+    })
+}
+
+struct Search<'s> {
+    history: &'s History,
+    walk: &'s Walk,
+    kept: &'s [Kept],
+    oracle: &'s mut dyn Oracle,
+    checks: usize,
+    /// Of the last guilty one.
+    faults: Vec<String>,
+}
+
+impl Search<'_> {
+    /// All that could be kept but for some; those that were torn stay so.
+    fn without(&self, lost: &[usize]) -> Vec<Kept> {
+        let torn = |write: usize| self.kept.iter().find(|kept| kept.write == write).copied();
+        let all = self.walk.volatile.iter();
+        all.filter_map(|write| if lost.contains(write) { torn(*write) } else { Some(Kept::whole(*write)) })
+            .collect()
+    }
+
+    fn is_guilty(&mut self, lost: &[usize]) -> anyhow::Result<bool> {
+        self.checks += 1;
+        let image = state::content(&self.walk.durable, self.history, &self.without(lost))?;
+        let faults = self.oracle.judge(self.walk.time, &Arc::new(image))?;
+        let guilty = !faults.is_empty();
+        if guilty {
+            self.faults = faults;
+        }
+        Ok(guilty)
+    }
+
+    /// Leaves out what can be left out, in halves, quarters and so on.
+    fn shrink(&mut self, lost: &mut Vec<usize>) -> anyhow::Result<()> {
+        let mut parts = 2;
+        while lost.len() > 1 && self.checks < CHECKS_MAX {
+            let size = lost.len().div_ceil(parts);
+            let mut smaller = None;
+            for part in lost.chunks(size) {
+                if self.is_guilty(part)? {
+                    smaller = Some((part.to_vec(), 2));
+                    break;
+                }
+            }
+            // With two parts, what is left without one is the other.
+            if smaller.is_none() && parts > 2 {
+                for part in lost.chunks(size) {
+                    let rest: Vec<_> = lost.iter().copied().filter(|write| !part.contains(write)).collect();
+                    if self.is_guilty(&rest)? {
+                        smaller = Some((rest, parts - 1));
+                        break;
+                    }
+                }
+            }
+            match smaller {
+                Some((fewer, next)) => (*lost, parts) = (fewer, next.max(2)),
+                None if size == 1 => break,
+                None => parts = (2 * parts).min(lost.len()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn describe(history: &History, index: usize, since: Option<(usize, Reason)>) -> Lost {
+    let write = &history.writes[index];
+    let what = match write.content {
+        Content::Data(_) => "WRITE",
+        Content::Zero => "WRITE of zeroes",
+        Content::Nothing => "TRIM",
+    };
+    let seq_at = |time: usize| history.events[time].seq;
+    let why = match since {
+        Some((at, Reason::Flush(flush))) => format!(
+            "the FLUSH received as record {} and answered as record {} covers it",
+            history.flushes[flush].seq,
+            seq_at(at)
+        ),
+        Some((at, Reason::Fua)) => format!("it had FUA and was answered as record {}", seq_at(at)),
+        Some((at, Reason::Answered)) => format!("it was answered as record {}", seq_at(at)),
+        None => "nobody promised to keep it".to_owned(),
+    };
+    let (offset, length) = (write.offset, write.length);
+    let words =
+        format!("{what} {} of {length} bytes at {offset}, connection {}: {why}", write.seq, write.connection);
+    Lost { seq: write.seq, connection: write.connection, offset, length, words }
+}

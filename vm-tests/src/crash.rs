@@ -1,0 +1,79 @@
+//! Recordings of real file systems: a guest does what a workload says on a device of ours, and the server records it.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::guest;
+use crate::scene::Scene;
+use crate::steps::Fs;
+use crate::vm::Signal;
+
+/// What to record.
+#[derive(Debug, Clone, Copy)]
+pub struct Recording<'a> {
+    /// The file system.
+    pub fs: Fs,
+    /// The server's durability mode.
+    pub mode: &'a str,
+    /// Connections, and processors of the guest.
+    pub connections: u32,
+    /// The text of the workload.
+    pub workload: &'a str,
+}
+
+/// Room for a recording.
+const LOG: u64 = 256 << 20;
+
+impl Recording<'_> {
+    /// Bytes of the device.
+    fn size(self) -> &'static str {
+        match self.fs {
+            Fs::Ext4 => "32M",
+            Fs::Xfs => "64M",
+        }
+    }
+
+    fn make(self, device: &str) -> String {
+        match self.fs {
+            Fs::Ext4 => format!(
+                "mkfs.ext4 -q -F -b 4096 -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 {device}"
+            ),
+            Fs::Xfs => format!("mkfs.xfs -q -f --unsupported -l size=8m {device}"),
+        }
+    }
+
+    /// Boots a guest, carries the workload out, and gives the recording: a file of the scene's.
+    pub fn make_in(self, scene: &Scene) -> Result<PathBuf> {
+        let Recording { fs, mode, connections, workload } = self;
+        let log = scene.disk(&format!("{fs:?}-{connections}-{mode}.nbdrec"), LOG)?;
+        let mut vm = scene.vm().cpus(connections.max(2)).disk(&log).boot()?;
+        let record = "--record /tmp/log --marks /run/marks";
+        let uri = vm.serve("server", &format!("--durability {mode} {record} memory:{}", self.size()))?;
+        let device = vm.attach(&uri, &format!("--connections {connections}"))?;
+        vm.run(&format!("cat >/tmp/workload <<'END'\n{workload}\nEND"))?;
+        vm.run(&format!("{} && mount {device} /mnt", self.make(&device)))?;
+        vm.run("nbd-crash workload /tmp/workload --root /mnt --marks /run/marks")?;
+        vm.run(&format!("umount /mnt && nbd-attach detach {device}"))?;
+        vm.kill("server", Signal::Term)?;
+        vm.wait_exit("server")?;
+        vm.run("dd if=/tmp/log of=/dev/vda bs=1M conv=fsync 2>&1")?;
+        let length = vm.run("stat -c %s /tmp/log")?.parse().context("a length")?;
+        drop(vm.power_cut());
+        OpenOptions::new().write(true).open(&log)?.set_len(length)?;
+        Ok(log)
+    }
+}
+
+/// Our explorer for this machine.
+pub fn explorer() -> Result<PathBuf> {
+    guest::host_program("nbd-crash")
+}
+
+/// Keeps a recording, compressed.
+pub fn keep(recording: &Path, as_file: &Path) -> Result<()> {
+    let gzip = std::process::Command::new("gzip").args(["-9", "-n", "-c"]).arg(recording).output()?;
+    anyhow::ensure!(gzip.status.success(), "gzip failed: {}", String::from_utf8_lossy(&gzip.stderr));
+    fs::write(as_file, gzip.stdout).with_context(|| format!("cannot write {}", as_file.display()))
+}
