@@ -188,8 +188,8 @@ pub struct Convert {
     /// What to write, a new file
     pub to: PathBuf,
 
-    /// import: bytes of the device; a log of dm-log-writes does not say
-    #[arg(long, value_name = "SIZE")]
+    /// import: bytes of the device, such as 64M; a log of the kernel's does not say
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Option<u64>,
 }
 
@@ -243,6 +243,11 @@ The states of any server's storage, by what that server promised its clients:
   qemu-nbd -t -p 10810 nbd+unix:///?socket=/run/back &
   nbd-crash record --to nbd://localhost:10810 --listen /run/front --log front.nbdrec &
   nbd-crash explore back.nbdrec --front front.nbdrec";
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let size = parse_size::Config::new().with_binary().parse_size(text);
+    size.map_err(|error| format!("{text:?} is no size ({error}); write for example 64M"))
+}
 
 fn parse_unit(text: &str) -> Result<u64, String> {
     match text.parse() {

@@ -1,6 +1,9 @@
 //! The commands of the binary.
 
+mod convert;
 mod explore;
+mod record;
+mod show;
 
 use std::fs;
 use std::io::{BufReader, Write};
@@ -26,12 +29,16 @@ use crate::workload::run::{self, Marker};
 /// Where it cannot be done; a promise that is found broken is an exit code.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Record(record) => record::run(&record),
         Command::Explore(explore) => explore::run(&explore),
         Command::Check(check) => compare(&check),
         Command::Mark(mark) => send(&mark),
         Command::Workload(workload) => carry_out(&workload),
         Command::Generate(generate) => print(&generate),
-        _ => anyhow::bail!("not yet"),
+        Command::Serve(serve) => show::serve(&serve),
+        Command::Show(show) => show::run(&show),
+        Command::Export(convert) => convert::export(&convert),
+        Command::Import(convert) => convert::import(&convert),
     }
 }
 

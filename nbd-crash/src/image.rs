@@ -133,6 +133,18 @@ impl Image {
         Ok(self.pages.get_mut(&number).expect("it was put there"))
     }
 
+    /// Stores bytes that belong to no recorded write; the hash no longer tells this content from others.
+    pub fn write(&mut self, mut at: u64, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let skip = usize::try_from(at % PAGE).expect("less than a page");
+            let (head, rest) = data.split_at(data.len().min(PAGE_LEN - skip));
+            self.page_mut(at / PAGE)?.data[skip..][..head.len()].copy_from_slice(head);
+            at += head.len() as u64;
+            data = rest;
+        }
+        Ok(())
+    }
+
     /// Applies those sectors of a write, by their place in it, that are wanted and that nothing newer has overwritten.
     /// `index` is the write's index.
     pub fn apply(&mut self, index: usize, write: &Write, wanted: impl Fn(u64) -> bool) -> io::Result<()> {

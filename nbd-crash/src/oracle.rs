@@ -1,7 +1,9 @@
 //! Those who are asked about a state: whether it holds what was promised.
 
+pub mod command;
 mod expectation;
 pub mod ext4;
+pub mod mount;
 pub mod raw;
 
 use std::sync::Arc;

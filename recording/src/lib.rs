@@ -73,7 +73,7 @@ pub struct Header {
     pub size: u64,
     /// Transmission flags that clients were told.
     pub flags: u16,
-    /// When it began, nanoseconds since 1970.
+    /// When it began, nanoseconds since 1970; what a recorder that begins sets.
     pub began_ns: u64,
     /// Name of the export, shortened if it is very long.
     pub name: String,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::{HEAD_LEN, HEADER_LEN, Header, MAGIC, NAME_MAX, Request, UNIT, What};
 
@@ -26,14 +26,30 @@ struct State {
 }
 
 impl Recorder {
-    /// Writes the header of a recording into an empty file.
+    /// Writes the header of a recording that begins now into an empty file.
     ///
     /// # Errors
     /// The file's.
-    pub fn new(mut file: File, header: &Header) -> io::Result<Recorder> {
+    pub fn begin(file: File, header: Header) -> io::Result<Recorder> {
+        // Read together: recordings of the same host are compared by their times.
+        let (began, now) = (Instant::now(), SystemTime::now());
+        let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let began_ns = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
+        Recorder::write_header(file, &Header { began_ns, ..header }, began)
+    }
+
+    /// Writes the header of a recording of what happened elsewhere into an empty file.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn again(file: File, header: &Header) -> io::Result<Recorder> {
+        Recorder::write_header(file, header, Instant::now())
+    }
+
+    fn write_header(mut file: File, header: &Header, began: Instant) -> io::Result<Recorder> {
         file.write_all(&encode_header(header))?;
         let state = State { file, seq: 0, failed: false, scratch: Vec::new() };
-        Ok(Recorder { state: Mutex::new(state), connections: AtomicU16::new(0), began: Instant::now() })
+        Ok(Recorder { state: Mutex::new(state), connections: AtomicU16::new(0), began })
     }
 
     /// Appends a record; gives its sequence number.
@@ -43,7 +59,20 @@ impl Recorder {
     pub fn record(&self, connection: u16, what: &What) -> io::Result<u64> {
         match what {
             What::Request(request) => self.request(connection, request, &request.data),
-            _ => self.append(connection, |out| put(out, what)),
+            _ => self.append(connection, None, |out| put(out, what)),
+        }
+    }
+
+    /// Appends a record of something that happened elsewhere, nanoseconds after the beginning.
+    ///
+    /// # Errors
+    /// The file's, once.
+    pub fn record_at(&self, connection: u16, what: &What, at_ns: u64) -> io::Result<u64> {
+        match what {
+            What::Request(request) => {
+                self.append(connection, Some(at_ns), |out| put_request(out, request, &request.data))
+            }
+            _ => self.append(connection, Some(at_ns), |out| put(out, what)),
         }
     }
 
@@ -52,11 +81,16 @@ impl Recorder {
     /// # Errors
     /// The file's, once.
     pub fn request(&self, connection: u16, request: &Request, data: &[u8]) -> io::Result<u64> {
-        self.append(connection, |out| put_request(out, request, data))
+        self.append(connection, None, |out| put_request(out, request, data))
     }
 
     /// Appends a record whose payload is appended, and whose kind is given, by `put`.
-    fn append(&self, connection: u16, put: impl FnOnce(&mut Vec<u8>) -> u8) -> io::Result<u64> {
+    fn append(
+        &self,
+        connection: u16,
+        at_ns: Option<u64>,
+        put: impl FnOnce(&mut Vec<u8>) -> u8,
+    ) -> io::Result<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         state.seq += 1;
@@ -69,7 +103,8 @@ impl Recorder {
         let kind = put(out);
         let payload = u32::try_from(out.len() - HEAD_LEN).map_err(|_| io::ErrorKind::InvalidInput)?;
         // Taken under the lock: later records have later times.
-        let at_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = || u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let at_ns = at_ns.unwrap_or_else(now);
         out[0] = kind;
         out[2..4].copy_from_slice(&connection.to_le_bytes());
         out[4..8].copy_from_slice(&payload.to_le_bytes());

@@ -38,6 +38,7 @@ pub struct Server {
     options: u32,
     encryption: Encryption,
     style: ReplyStyle,
+    style_max: ReplyStyle,
     selection: Option<Selection>,
 }
 
@@ -69,8 +70,16 @@ impl Server {
 
     /// Nothing has been agreed on.
     fn fresh(state: State, encryption: Encryption) -> Server {
-        let style = ReplyStyle::Simple;
-        Server { state, fixed: false, no_zeroes: false, options: 0, encryption, style, selection: None }
+        let (style, style_max) = (ReplyStyle::Simple, ReplyStyle::Extended);
+        let (options, selection) = (0, None);
+        Server { state, fixed: false, no_zeroes: false, options, encryption, style, style_max, selection }
+    }
+
+    /// The same negotiation, in which nothing above a style can be agreed on: whoever passes replies on as they are can
+    /// take no other.
+    #[must_use]
+    pub fn at_most(self, style_max: ReplyStyle) -> Server {
+        Server { style_max, ..self }
     }
 
     /// How many bytes the next [`Server::step`] takes: exactly these must be read.
@@ -173,7 +182,8 @@ impl Server {
             return self.skip(option, length, ReplyType::ERR_INVALID);
         }
         let fresh = Server::fresh(State::OptionHeader, Encryption::Active);
-        let next = Server { fixed: self.fixed, no_zeroes: self.no_zeroes, ..fresh };
+        let next =
+            Server { fixed: self.fixed, no_zeroes: self.no_zeroes, style_max: self.style_max, ..fresh };
         Step::StartTls { send: reply(option, ReplyType::ACK, ""), next }
     }
 
@@ -256,6 +266,9 @@ impl Server {
     fn style<H>(mut self, option: OptionType, style: ReplyStyle, data: &[u8]) -> Step<H> {
         if !data.is_empty() {
             return self.then(reply(option, ReplyType::ERR_INVALID, "the option takes no data"));
+        }
+        if style > self.style_max {
+            return self.then(reply(option, ReplyType::ERR_UNSUP, "replies are simple here"));
         }
         if self.style >= style {
             return self.then(reply(option, ReplyType::ERR_INVALID, "that or more is agreed already"));

@@ -1,12 +1,13 @@
 //! `nbd-crash explore`.
 
+use std::fs;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::base;
 use crate::cli::{Allowance, Explore};
@@ -14,8 +15,11 @@ use crate::explore::{Budget, Exploration, Outcome};
 use crate::history::History;
 use crate::image::Base;
 use crate::oracle::Oracle;
+use crate::oracle::command::CommandOracle;
 use crate::oracle::ext4::Ext4Oracle;
+use crate::oracle::mount::MountOracle;
 use crate::oracle::raw::RawOracle;
+use crate::report;
 use crate::states::Choice;
 
 /// How often progress is told to who looks at a terminal, and to a log.
@@ -34,18 +38,22 @@ pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
         base,
         contract: explore.contract,
         choice: Choice { seed: explore.seed, unit: explore.unit, random: explore.random },
-        only_after_marks: explore.oracle == "ext4",
+        only_after_marks: explore.oracle == "ext4" || explore.oracle.starts_with("mount:"),
         budget: match explore.budget {
             Allowance::Time(time) => Budget { states: u64::MAX, time },
             Allowance::States(states) => Budget { states, time: Duration::MAX },
         },
         violations_max: explore.violations,
-        threads: explore.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)),
+        threads: threads(explore),
         history: history.clone(),
     };
     let mut progress = Progress::new();
     let outcome = exploration.run(&oracle, &mut |states, violations| progress.tell(states, violations))?;
     progress.end();
+    if let Some(path) = &explore.report {
+        let report = report::html(&history, &outcome)?;
+        fs::write(path, report).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if explore.json {
         println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {
@@ -66,8 +74,26 @@ fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Re
             let raw = move || RawOracle::new(history.clone(), front.clone(), base.clone());
             Box::new(move || Ok(Box::new(raw()) as Box<dyn Oracle>))
         }
+        other if other.starts_with("mount:") => {
+            let fs = other.trim_start_matches("mount:").to_owned();
+            Box::new(move || Ok(Box::new(MountOracle::new(history.clone(), &fs)?) as Box<dyn Oracle>))
+        }
+        other if other.starts_with("cmd:") => {
+            let command = other.trim_start_matches("cmd:").to_owned();
+            Box::new(move || Ok(Box::new(CommandOracle::new(history.clone(), &command)?) as Box<dyn Oracle>))
+        }
         other => bail!("there is no oracle {other:?}; write raw, ext4, mount:FSTYPE or cmd:COMMAND"),
     })
+}
+
+/// Those who judge in memory can be many.
+fn threads(explore: &Explore) -> usize {
+    let one = explore.oracle.starts_with("mount:") || explore.oracle.starts_with("cmd:");
+    match explore.threads {
+        Some(threads) => threads.max(1),
+        None if one => 1,
+        None => thread::available_parallelism().map_or(1, usize::from),
+    }
 }
 
 fn print(outcome: &Outcome) {

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use recording::{Header, Marks, Recorder};
@@ -30,14 +29,13 @@ impl Recording {
     pub fn begin(self, config: &Config) -> anyhow::Result<()> {
         let exports = config.exports.all();
         let [export] = &exports[..] else { unreachable!("the plan was checked") };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
         let header = Header {
             size: export.shape().size,
             flags: export.flags().0,
-            began_ns: u64::try_from(now.as_nanos())?,
+            began_ns: 0,
             name: export.name().to_owned(),
         };
-        let recorder = Arc::new(Recorder::new(self.file, &header).context("cannot begin the recording")?);
+        let recorder = Arc::new(Recorder::begin(self.file, header).context("cannot begin the recording")?);
         if let Some(marks) = self.marks {
             marks.take(recorder.clone()).context("cannot take marks")?;
         }

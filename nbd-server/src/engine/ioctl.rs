@@ -1,14 +1,24 @@
-//! The two ioctls of block devices that have no safe wrapper (`include/uapi/linux/fs.h`).
+//! The three ioctls of block devices that have no safe wrapper (`include/uapi/linux/fs.h`).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// The generated functions; each takes a descriptor and a pointer to two 64-bit integers.
+/// The generated functions; two take a pointer to two 64-bit integers besides the descriptor.
 mod raw {
     // _IO(0x12, 119) and _IO(0x12, 127): declared without a size, though they take a pointer.
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
+    // _IO(0x12, 97).
+    nix::ioctl_none_bad!(blkflsbuf, nix::request_code_none!(0x12, 97));
+}
+
+/// BLKFLSBUF: the kernel writes back what it has cached of the device, and forgets it.
+#[expect(unsafe_code, reason = "the ioctl has no safe wrapper")]
+pub fn flush_buffers(device: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the whole call, which takes nothing else.
+    unsafe { raw::blkflsbuf(device.as_raw_fd()) }?;
+    Ok(())
 }
 
 /// BLKDISCARD: the device may forget `len` bytes at `at`; both must be multiples of its sector.

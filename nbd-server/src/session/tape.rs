@@ -15,6 +15,9 @@ pub(super) struct Taped<'a> {
 pub(super) fn received<'a>(tap: &'a Tap, cookie: u64, command: &Command, data: &[u8]) -> Option<Taped<'a>> {
     let (number, span, flags) = request(command)?;
     let Span { at: offset, len: length } = span;
+    if length == 0 && *command != Command::Flush {
+        return None;
+    }
     let request = Request { cookie, offset, length, command: number.0, flags: flags.0, data: Vec::new() };
     let seq = tap.received(&request, data).inspect_err(ended).ok()?;
     Some(Taped { tap, seq })

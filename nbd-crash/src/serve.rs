@@ -1,0 +1,133 @@
+//! Serves a state over NBD, writable: what is written is seen by clients and kept nowhere. The server's own sessions
+//! do it, so any client is welcome.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use anyhow::Context;
+use common::command::Fua;
+use common::handshake::server::Encryption;
+use futures::future::pending;
+
+use nbd_server::buf::{Budget, IoBuf, Pool};
+use nbd_server::device::{Backend, Shape, Support, leaf};
+use nbd_server::durability::{EarlyLimits, Mode};
+use nbd_server::export::{Export, Origin, Peer, Registry, Visible};
+use nbd_server::ledger;
+use nbd_server::session::{self, Memory, Negotiated, Progress};
+use nbd_server::transport::Adapted;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::LocalSet;
+
+use crate::endpoint::Listener;
+use crate::image::{Base, Image};
+
+/// Bytes of payload that all clients together may have in flight.
+const MEMORY_MAX: usize = 256 << 20;
+
+/// What is served; it can be exchanged while clients are connected.
+#[derive(Clone)]
+pub struct Served {
+    size: u64,
+    content: Arc<Mutex<Image>>,
+}
+
+impl Served {
+    /// Nothing but zeroes, of that many bytes.
+    pub fn new(size: u64) -> Served {
+        Served { size, content: Arc::new(Mutex::new(Image::new(Base::default()))) }
+    }
+
+    /// Puts a state in the place of what was there and of all that was written to it.
+    pub fn show(&self, image: &Arc<Image>) {
+        *self.content() = image.over();
+    }
+
+    /// Lets go of the state.
+    pub fn clear(&self) {
+        *self.content() = Image::new(Base::default());
+    }
+
+    fn content(&self) -> MutexGuard<'_, Image> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves it in a thread of its own, for as long as the process lives.
+    pub fn serve(&self, listener: Listener, name: &str) -> anyhow::Result<()> {
+        let (content, ledger) = (leaf(self.clone()), ledger::volatile());
+        let export = Export::new(name.to_owned(), content, Mode::Writeback, EarlyLimits::default(), ledger);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("serve".to_owned()).spawn(move || {
+            LocalSet::new().block_on(&runtime, async {
+                if let Err(error) = accept(listener, Arc::new(export)).await {
+                    tracing::error!("no more clients are served: {error:#}");
+                }
+            });
+        })?;
+        Ok(())
+    }
+}
+
+impl Backend for Served {
+    fn shape(&self) -> Shape {
+        Shape { trim: Support::Emulate, ..Shape::capable(self.size) }
+    }
+
+    async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+        self.content().read(at, &mut buf)?;
+        Ok(buf)
+    }
+
+    async fn write(&self, at: u64, data: IoBuf, _durable: Fua) -> io::Result<()> {
+        self.content().write(at, &data)
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn accept(listener: Listener, export: Arc<Export>) -> anyhow::Result<()> {
+    let exports = Rc::new(Registry::default());
+    exports.add(export);
+    let memory = Memory { pool: Arc::new(Pool::default()), budget: Budget::new(MEMORY_MAX) };
+    match listener {
+        Listener::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            loop {
+                let (stream, _) = listener.accept().await.context("cannot accept")?;
+                stream.set_nodelay(true)?;
+                tokio::task::spawn_local(converse::<TcpStream>(stream, exports.clone(), memory.clone()));
+            }
+        }
+        Listener::Unix(listener) => {
+            listener.set_nonblocking(true)?;
+            let listener = UnixListener::from_std(listener)?;
+            loop {
+                let (stream, _) = listener.accept().await.context("cannot accept")?;
+                tokio::task::spawn_local(converse::<UnixStream>(stream, exports.clone(), memory.clone()));
+            }
+        }
+    }
+}
+
+async fn converse<S>(stream: S, exports: Rc<Registry>, memory: Memory)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut stream = Adapted(stream);
+    let peer = Peer { origin: Origin::Host, names: Vec::new() };
+    let visible = Visible { registry: &exports, peer: &peer };
+    match session::negotiate(&mut stream, &visible, Encryption::Unavailable).await {
+        Ok(Negotiated::Export(export, agreed)) => {
+            let progress = Rc::new(Progress::default());
+            let end = session::transmit(&mut stream, export, agreed, memory, pending(), progress).await;
+            tracing::debug!("{end}");
+        }
+        Ok(Negotiated::StartTls(_)) => unreachable!("it is not offered"),
+        Err(end) => tracing::debug!("{end}"),
+    }
+}
