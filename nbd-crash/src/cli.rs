@@ -36,9 +36,9 @@ pub enum Command {
     Export(Convert),
     /// Read a log of the kernel's dm-log-writes
     Import(Convert),
-    /// Do to a file system what a text says, and mark what was promised
+    /// Do to a file system, or to an export, what a text says, and mark what was promised
     Workload(Workload),
-    /// Print every workload of a few steps
+    /// Print every workload of a few steps, or a random one of requests
     Generate(Generate),
 }
 
@@ -73,7 +73,7 @@ pub struct Explore {
     pub contract: Contract,
 
     /// Who judges: raw (the bytes themselves), ext4 (in memory), mount:FSTYPE (this kernel, as root, with
-    /// nbd-attach), or cmd:COMMAND (exits with 1 if something is wrong)
+    /// nbd-attach), compare (whether the last two agree), or cmd:COMMAND (exits with 1 if something is wrong)
     #[arg(long, default_value = "raw", value_name = "ORACLE")]
     pub oracle: String,
 
@@ -200,12 +200,21 @@ pub struct Workload {
     pub file: PathBuf,
 
     /// The directory to work in: the root of a file system on the device
-    #[arg(long, value_name = "DIR")]
-    pub root: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "nbd")]
+    pub root: Option<PathBuf>,
 
     /// The recorder's socket
     #[arg(long, value_name = "PATH")]
     pub marks: Option<PathBuf>,
+
+    /// Send requests straight to this export; the text has requests then: W, WF, Z, ZF, T, TF with a block and a count,
+    /// and F
+    #[arg(long, value_name = "URI", conflicts_with_all = ["root", "marks"])]
+    pub nbd: Option<String>,
+
+    /// nbd: how many connections take turns
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub connections: usize,
 }
 
 /// `nbd-crash generate`.
@@ -214,6 +223,14 @@ pub struct Generate {
     /// Steps, each with a promise after it
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub steps: usize,
+
+    /// Instead, this many random requests to an export of 1 MiB, for --nbd
+    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "only"])]
+    pub raw: Option<usize>,
+
+    /// Decides what is random
+    #[arg(long, default_value_t = 1, requires = "raw")]
+    pub seed: u64,
 
     /// Print only this one, counted from 0
     #[arg(long, value_name = "N")]

@@ -21,7 +21,11 @@ use crate::oracle::Oracle;
 use crate::oracle::raw::RawOracle;
 use crate::workload::generate;
 use crate::workload::operation;
+use crate::workload::raw;
 use crate::workload::run::{self, Marker};
+
+/// Blocks of 4 KiB that a random workload of requests writes to: few enough that it overwrites itself.
+const RAW_BLOCKS: u64 = 256;
 
 /// Does what was typed.
 ///
@@ -76,12 +80,31 @@ fn send(mark: &Mark) -> anyhow::Result<ExitCode> {
 fn carry_out(workload: &Workload) -> anyhow::Result<ExitCode> {
     let shown = workload.file.display();
     let text = fs::read_to_string(&workload.file).with_context(|| format!("cannot read {shown}"))?;
-    let operations = operation::parse(&text).with_context(|| format!("{shown}"))?;
-    run::run(&operations, &workload.root, &mut Marker::new(workload.marks.as_deref())?)?;
+    match (&workload.nbd, &workload.root) {
+        (Some(uri), _) => {
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            let lines = lines.map(str::parse).collect::<anyhow::Result<Vec<raw::Line>>>();
+            let lines = lines.with_context(|| format!("{shown}"))?;
+            let connections = workload.connections.clamp(1, raw::CONNECTIONS_MAX);
+            raw::run(&lines, &uri.parse().with_context(|| uri.clone())?, connections)?;
+        }
+        (None, Some(root)) => {
+            let operations = operation::parse(&text).with_context(|| format!("{shown}"))?;
+            run::run(&operations, root, &mut Marker::new(workload.marks.as_deref())?)?;
+        }
+        (None, None) => unreachable!("one of them was typed"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn print(generate: &Generate) -> anyhow::Result<ExitCode> {
+    if let Some(count) = generate.raw {
+        let mut out = std::io::stdout().lock();
+        for line in raw::random(count, RAW_BLOCKS, generate.seed) {
+            writeln!(out, "{line}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     ensure!((1..=3).contains(&generate.steps), "workloads have one to three steps");
     let all = generate::all(generate.steps);
     let wanted = |number: &usize| generate.only.is_none_or(|only| only == *number);

@@ -1,6 +1,7 @@
 //! Those who are asked about a state: whether it holds what was promised.
 
 pub mod command;
+pub mod compare;
 mod expectation;
 pub mod ext4;
 pub mod mount;

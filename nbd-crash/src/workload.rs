@@ -21,5 +21,6 @@
 pub mod generate;
 pub mod model;
 pub mod operation;
+pub mod raw;
 pub mod run;
 pub mod sector;

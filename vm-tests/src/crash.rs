@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::guest;
 use crate::scene::Scene;
 use crate::steps::Fs;
 use crate::vm::Signal;
+use crate::{guest, paths};
 
 /// What to record.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,11 @@ impl Recording<'_> {
         OpenOptions::new().write(true).open(&log)?.set_len(length)?;
         Ok(log)
     }
+}
+
+/// A recording that is kept with the explorer.
+pub fn trace(name: &str) -> PathBuf {
+    paths::workspace().join("nbd-crash/traces").join(name).with_extension("nbdrec.gz")
 }
 
 /// Our explorer for this machine.

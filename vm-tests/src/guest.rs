@@ -34,7 +34,7 @@ pub fn build_visibly() -> Result<()> {
 }
 
 /// One of them for this machine: what is linked statically runs anywhere.
-pub(crate) fn host_program(name: &str) -> Result<PathBuf> {
+pub fn host_program(name: &str) -> Result<PathBuf> {
     binaries()?;
     Ok(built(name))
 }

@@ -72,6 +72,12 @@ pub(crate) fn for_bench_tls() -> Result<()> {
     for_demo(Series::V6_12)
 }
 
+/// What `cargo xtask crash` needs.
+pub(crate) fn for_crash() -> Result<()> {
+    packages(&["nbdkit", "qemu-utils"])?;
+    [Series::V6_1, Series::V6_12].into_iter().try_for_each(for_demo)
+}
+
 /// What `cargo xtask demo --host` needs.
 pub(crate) fn for_host() -> Result<()> {
     packages(HOST)

@@ -6,6 +6,7 @@ mod audit;
 mod bench;
 mod conformance;
 mod coverage;
+mod crash;
 mod deb;
 mod demo;
 mod fuzz;
@@ -43,6 +44,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Count the lines of the protocol crate that its own tests reach.
     Coverage(coverage::Args),
+    /// Explore what crashes could leave, on fresh recordings of file systems and of other servers.
+    Crash(crash::Args),
     /// Make a Debian package of the two binaries, their manual pages, completions and units.
     Deb(deb::Args),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
@@ -69,6 +72,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Conformance(args) => conformance::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Coverage(args) => coverage::run(args),
+        Command::Crash(args) => crash::run(args),
         Command::Deb(args) => deb::run(args),
         Command::Test(args) => test::run(args),
     }?;

@@ -16,6 +16,7 @@ use crate::history::History;
 use crate::image::Base;
 use crate::oracle::Oracle;
 use crate::oracle::command::CommandOracle;
+use crate::oracle::compare::CompareOracle;
 use crate::oracle::ext4::Ext4Oracle;
 use crate::oracle::mount::MountOracle;
 use crate::oracle::raw::RawOracle;
@@ -38,7 +39,7 @@ pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
         base,
         contract: explore.contract,
         choice: Choice { seed: explore.seed, unit: explore.unit, random: explore.random },
-        only_after_marks: explore.oracle == "ext4" || explore.oracle.starts_with("mount:"),
+        only_after_marks: needs_marks(&explore.oracle),
         budget: match explore.budget {
             Allowance::Time(time) => Budget { states: u64::MAX, time },
             Allowance::States(states) => Budget { states, time: Duration::MAX },
@@ -74,6 +75,7 @@ fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Re
             let raw = move || RawOracle::new(history.clone(), front.clone(), base.clone());
             Box::new(move || Ok(Box::new(raw()) as Box<dyn Oracle>))
         }
+        "compare" => Box::new(move || Ok(Box::new(CompareOracle::new(history.clone())?) as Box<dyn Oracle>)),
         other if other.starts_with("mount:") => {
             let fs = other.trim_start_matches("mount:").to_owned();
             Box::new(move || Ok(Box::new(MountOracle::new(history.clone(), &fs)?) as Box<dyn Oracle>))
@@ -82,13 +84,18 @@ fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Re
             let command = other.trim_start_matches("cmd:").to_owned();
             Box::new(move || Ok(Box::new(CommandOracle::new(history.clone(), &command)?) as Box<dyn Oracle>))
         }
-        other => bail!("there is no oracle {other:?}; write raw, ext4, mount:FSTYPE or cmd:COMMAND"),
+        other => bail!("there is no oracle {other:?}; write raw, ext4, mount:FSTYPE, compare or cmd:COMMAND"),
     })
+}
+
+/// Whether an oracle knows only of promises that a workload has marked.
+fn needs_marks(oracle: &str) -> bool {
+    matches!(oracle, "ext4" | "compare") || oracle.starts_with("mount:")
 }
 
 /// Those who judge in memory can be many.
 fn threads(explore: &Explore) -> usize {
-    let one = explore.oracle.starts_with("mount:") || explore.oracle.starts_with("cmd:");
+    let one = !matches!(&explore.oracle[..], "raw" | "ext4");
     match explore.threads {
         Some(threads) => threads.max(1),
         None if one => 1,

@@ -4,12 +4,12 @@
 //! The contract may be that of another recording: what a server promised its clients, while the states are those of
 //! the storage that it writes to. Both recordings must be of the same host's clock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Oracle;
-use crate::contract::Contract;
-use crate::history::{Content, History};
+use crate::contract::{Contract, Stability};
+use crate::history::{Content, History, Write};
 use crate::image::{Base, Image, PAGE, SECTOR, SECTOR_LEN};
 use crate::walk::Walk;
 
@@ -19,15 +19,25 @@ pub struct RawOracle {
     states: Arc<History>,
     /// That of the promises, and a walk along it.
     front: Arc<History>,
+    stability: Arc<Stability>,
     promised: Walk,
+    base: Base,
+    /// The writes of `front` that touch a sector, in the order of receipt.
+    by_sector: HashMap<u64, Vec<u32>>,
 }
 
 impl RawOracle {
     /// The states are those of `states`, the promises those of `front`, often the same.
     pub fn new(states: Arc<History>, front: Arc<History>, base: Base) -> RawOracle {
         let stability = Arc::new(Contract::Nbd.stability(&front));
-        let promised = Walk::new(front.clone(), stability, base);
-        RawOracle { states, front, promised }
+        let promised = Walk::new(front.clone(), stability.clone(), base.clone());
+        let mut by_sector: HashMap<u64, Vec<u32>> = HashMap::new();
+        for (index, write) in (0..).zip(&front.writes) {
+            let first = write.offset / SECTOR;
+            (first..first + write.sectors())
+                .for_each(|sector| by_sector.entry(sector).or_default().push(index));
+        }
+        RawOracle { states, front, stability, promised, base, by_sector }
     }
 
     /// The time in the recording of promises: what had happened there when the other had come so far.
@@ -44,7 +54,6 @@ impl RawOracle {
 impl Oracle for RawOracle {
     fn judge(&mut self, time: usize, image: &Arc<Image>) -> anyhow::Result<Vec<String>> {
         self.promised.go(self.front_time(time))?;
-        let front = self.front.clone();
         let mut sectors: HashSet<u64> = HashSet::new();
         let touched = self.promised.durable.pages.keys().chain(image.every_page());
         for page in touched.copied().collect::<HashSet<_>>() {
@@ -52,12 +61,12 @@ impl Oracle for RawOracle {
         }
         let mut wrong: Vec<_> = Vec::new();
         for sector in sectors {
-            if !self.may_be(&front, sector, image)? {
+            if !self.may_be(sector, image)? {
                 wrong.push(sector);
             }
         }
         wrong.sort_unstable();
-        Ok(spans(&wrong).map(|(first, count)| self.fault(&front, first, count)).collect())
+        Ok(spans(&wrong).map(|(first, count)| self.fault(first, count)).collect())
     }
 
     fn promises(&mut self, time: usize) -> anyhow::Result<u64> {
@@ -66,51 +75,69 @@ impl Oracle for RawOracle {
 }
 
 impl RawOracle {
-    /// Whether a sector may have the content that it has in the state.
-    fn may_be(&self, front: &History, sector: u64, image: &Image) -> std::io::Result<bool> {
-        let durable = &self.promised.durable;
+    /// Whether a sector may have the content that it has in the state: that of a write that no durable one has
+    /// overwritten. One overwrites another only if that had been answered before it was received; those that were on
+    /// their way together may have come in either order.
+    fn may_be(&self, sector: u64, image: &Image) -> std::io::Result<bool> {
         let (mut found, mut due) = ([0; SECTOR_LEN], [0; SECTOR_LEN]);
         image.read(sector * SECTOR, &mut found)?;
-        durable.read(sector * SECTOR, &mut due)?;
+        self.promised.durable.read(sector * SECTOR, &mut due)?;
         if found == due {
             return Ok(true);
         }
-        let from = durable.from(sector);
-        let trimmed = |write: usize| front.writes[write].content == Content::Nothing;
-        if from.checked_sub(1).is_some_and(|write| trimmed(usize::try_from(write).expect("an index"))) {
-            return Ok(true);
-        }
+        let none = Vec::new();
+        let writes = self.by_sector.get(&sector).unwrap_or(&none);
+        let writes = || writes.iter().map(|index| *index as usize).filter(|index| self.is_received(*index));
         let (start, end) = (sector * SECTOR, (sector + 1) * SECTOR);
-        let newer = self.promised.volatile.iter().copied().filter(|write| {
-            let (index, write) = (*write as u64, &front.writes[*write]);
-            index >= from && write.offset < end && write.end() > start
-        });
         // Byte by byte, because writes need not cover sectors whole.
-        let mut allowed: Vec<bool> = found.iter().zip(&due).map(|(found, due)| found == due).collect();
-        for index in newer {
-            if trimmed(index) {
-                return Ok(true);
-            }
-            let write = &front.writes[index];
-            for at in start.max(write.offset)..end.min(write.end()) {
+        let mut allowed = [false; SECTOR_LEN];
+        let mut allow = |range: std::ops::Range<u64>, byte_at: &dyn Fn(u64) -> u8| {
+            for at in range {
                 let place = usize::try_from(at - start).expect("less than a sector");
-                let byte = match &write.content {
-                    Content::Data(data) => {
-                        data[usize::try_from(at - write.offset).expect("data is in memory")]
-                    }
-                    _ => 0,
-                };
-                allowed[place] |= byte == found[place];
+                allowed[place] |= byte_at(at) == found[place];
+            }
+        };
+        let covers =
+            |by: &Write, range: &std::ops::Range<u64>| by.offset <= range.start && by.end() >= range.end;
+        let overwritten = |since: Option<usize>, range: &std::ops::Range<u64>| {
+            writes().filter(|by| self.stability.is_stable(*by, self.promised.time)).any(|by| {
+                let by = &self.front.writes[by];
+                covers(by, range) && since.is_none_or(|since| by.received > since)
+            })
+        };
+        if !overwritten(None, &(start..end)) {
+            let mut before = [0; SECTOR_LEN];
+            Image::new(self.base.clone()).read(start, &mut before)?;
+            allow(start..end, &|at| before[usize::try_from(at - start).expect("less than a sector")]);
+        }
+        for index in writes() {
+            let write = &self.front.writes[index];
+            let range = start.max(write.offset)..end.min(write.end());
+            // What was not answered yet is overwritten by nobody.
+            let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
+            if answered.is_some_and(|answered| overwritten(Some(answered), &range)) {
+                continue;
+            }
+            match &write.content {
+                Content::Nothing => return Ok(true),
+                Content::Zero => allow(range, &|_| 0),
+                Content::Data(data) => {
+                    allow(range, &|at| data[usize::try_from(at - write.offset).expect("data is in memory")]);
+                }
             }
         }
         Ok(allowed.iter().all(|allowed| *allowed))
     }
 
-    fn fault(&self, front: &History, first: u64, count: u64) -> String {
+    fn is_received(&self, write: usize) -> bool {
+        self.front.writes[write].received < self.promised.time
+    }
+
+    fn fault(&self, first: u64, count: u64) -> String {
         let due = match self.promised.durable.from(first).checked_sub(1) {
             None => "the content from before".to_owned(),
             Some(index) => {
-                let write = &front.writes[usize::try_from(index).expect("an index")];
+                let write = &self.front.writes[usize::try_from(index).expect("an index")];
                 format!("write {} or something newer", write.seq)
             }
         };

@@ -1,0 +1,184 @@
+//! Explores what crashes could leave, for a given time: of fresh recordings of ext4 and xfs on both kernels in each
+//! durability mode, of the storage of other servers, and of our early acknowledgements when the server is killed.
+
+mod subjects;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use vm_tests::crash::{Recording, explorer, keep};
+use vm_tests::{Fs, Kit, Scene, Series};
+
+use crate::install;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seconds for each exploration.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Decides what is random.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only on this kernel: 6.1 or 6.12.
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Keep the recordings in this directory, compressed.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+/// Modes and connections.
+const RECORDINGS: [(&str, u32); 5] =
+    [("writeback", 1), ("writeback", 4), ("writethrough", 4), ("early-ack", 4), ("unsafe", 4)];
+/// Contracts that break the protocol's.
+const BROKEN: [&str; 5] = ["unsafe", "no-fua", "no-flush", "late-flush", "own-connection"];
+const WORKLOAD: &str = include_str!("../../nbd-crash/workloads/ordinary.txt");
+/// States among which a broken contract must be found out.
+const STATES_MAX: u64 = 1000;
+/// What a guest may take longer than it was told, or for so many states.
+const GRACE: Duration = Duration::from_secs(300);
+
+/// What exploring led to; see `nbd-crash explore --json`.
+#[derive(Deserialize)]
+pub(super) struct Outcome {
+    contract: String,
+    states: u64,
+    seconds: f64,
+    first_violation: Option<u64>,
+    violations: Vec<Violation>,
+}
+
+#[derive(Deserialize)]
+struct Violation {
+    state: String,
+    faults: Vec<String>,
+    guilt: Guilt,
+}
+
+#[derive(Deserialize)]
+struct Guilt {
+    checks: usize,
+}
+
+/// What is to come of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// No violation.
+    Clean,
+    /// At least one.
+    Caught,
+}
+
+/// `cargo xtask crash`
+pub(crate) fn run(args: &Args) -> Result<()> {
+    install::for_crash()?;
+    if let Some(directory) = &args.keep {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    vm_tests::guest::build_visibly()?;
+    println!(
+        "{:<34} {:>14} {:>8} {:>9} {:>6} {:>7}",
+        "subject", "contract", "states", "states/s", "first", "checks"
+    );
+    let mut wrong = Vec::new();
+    for (series, name) in [(Series::V6_1, "6.1"), (Series::V6_12, "6.12")] {
+        if args.kernel.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
+        for fs in [Fs::Ext4, Fs::Xfs] {
+            for (mode, connections) in RECORDINGS {
+                let subject = format!("{} {mode} x{connections} on {name}", format!("{fs:?}").to_lowercase());
+                file_system(
+                    args,
+                    series,
+                    Recording { fs, mode, connections, workload: WORKLOAD },
+                    &mut |how, due, outcome| {
+                        wrong.extend(tell(&format!("{subject}{how}"), due, outcome));
+                    },
+                )
+                .context(subject.clone())?;
+            }
+        }
+    }
+    subjects::run(args.seconds, args.seed, &mut |subject, due, outcome| {
+        wrong.extend(tell(subject, due, outcome))
+    })?;
+    ensure!(wrong.is_empty(), "not as it should be:\n{}", wrong.join("\n"));
+    println!("all as it should be");
+    Ok(())
+}
+
+/// Records a file system and explores what was recorded.
+fn file_system(
+    args: &Args,
+    series: Series,
+    recording: Recording<'_>,
+    tell: &mut dyn FnMut(&str, Due, &Outcome),
+) -> Result<()> {
+    let Recording { fs, mode, connections, .. } = recording;
+    let scene = Scene::set("crash", series, &[Kit::Ours, Kit::Ext4, Kit::Xfs])?;
+    let log = recording.make_in(&scene)?;
+    if let Some(directory) = &args.keep {
+        let name = format!("{}-{connections}-{mode}.nbdrec.gz", format!("{fs:?}").to_lowercase());
+        keep(&log, &directory.join(name))?;
+    }
+    // What the clients were told is that nothing is promised: then it must be possible to lose something.
+    let (contract, due) = if mode == "unsafe" { ("unsafe", Due::Caught) } else { ("nbd", Due::Clean) };
+    let mut all = vec![(contract, due)];
+    if mode == "writeback" {
+        let broken = BROKEN.into_iter().filter(|contract| connections > 1 || *contract != "own-connection");
+        all.extend(broken.map(|contract| (contract, Due::Caught)));
+    }
+    let how = |contract: &str, due| {
+        // What breaks promises must be found soon.
+        let (budget, violations) = match due {
+            Due::Clean => (format!("{}s", args.seconds), 10),
+            Due::Caught => (STATES_MAX.to_string(), 1),
+        };
+        format!(
+            "--contract {contract} --budget {budget} --seed {} --violations {violations} --json",
+            args.seed
+        )
+    };
+    if fs == Fs::Ext4 {
+        for (contract, due) in all {
+            tell("", due, &explore(&log, &format!("--oracle ext4 {}", how(contract, due)))?);
+        }
+    } else {
+        let mut vm = scene.vm().disk(&log).boot()?;
+        for (contract, due) in all {
+            let how = how(contract, due);
+            let command =
+                format!("nbd-crash explore /dev/vda --oracle mount:xfs {how} 2>/dev/null; [ $? -lt 2 ]");
+            let out = vm.run_within(Duration::from_secs(args.seconds) + GRACE, &command)?;
+            tell("", due, &serde_json::from_str(&out).with_context(|| out.clone())?);
+        }
+    }
+    scene.clear()
+}
+
+/// Explores a recording on this machine.
+pub(super) fn explore(log: &Path, how: &str) -> Result<Outcome> {
+    let out = Command::new(explorer()?).arg("explore").arg(log).args(how.split_whitespace()).output()?;
+    serde_json::from_slice(&out.stdout)
+        .with_context(|| format!("nbd-crash failed: {}", String::from_utf8_lossy(&out.stderr).trim()))
+}
+
+/// Prints a row; gives it, in words, if it is not as it should be.
+fn tell(subject: &str, due: Due, outcome: &Outcome) -> Option<String> {
+    let Outcome { contract, states, seconds, first_violation, violations } = outcome;
+    let rate = *states as f64 / seconds.max(0.001);
+    let first = first_violation.map_or("-".to_owned(), |first| first.to_string());
+    let checks = violations.first().map_or("-".to_owned(), |first| first.guilt.checks.to_string());
+    println!("{subject:<34} {contract:>14} {states:>8} {rate:>9.1} {first:>6} {checks:>7}");
+    match (due, violations.first()) {
+        (Due::Clean, Some(first)) => {
+            Some(format!("{subject}, {contract}: {}: {}", first.state, first.faults.join("; ")))
+        }
+        (Due::Caught, None) => Some(format!("{subject}, {contract}: nothing was found")),
+        _ => None,
+    }
+}
