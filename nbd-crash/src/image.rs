@@ -20,7 +20,8 @@ pub const PAGE: u64 = 4096;
 /// The same as lengths in memory.
 pub const SECTOR_LEN: usize = 512;
 const PAGE_LEN: usize = 4096;
-const SECTORS: usize = PAGE_LEN / SECTOR_LEN;
+/// Sectors of a page.
+pub const SECTORS: usize = PAGE_LEN / SECTOR_LEN;
 
 /// A page's content and where each sector came from.
 #[derive(Clone)]
@@ -105,6 +106,14 @@ impl Image {
     pub fn every_page(&self) -> Box<dyn Iterator<Item = &u64> + '_> {
         let below = self.below.iter().flat_map(|below| below.every_page());
         Box::new(self.pages.keys().chain(below))
+    }
+
+    /// The hashes of a page's sectors.
+    pub fn sums(&self, number: u64) -> io::Result<[u64; SECTORS]> {
+        match self.page(number) {
+            Some(page) => Ok(page.sums),
+            None => Ok(self.base.page(number)?.sums),
+        }
     }
 
     /// Fills a buffer from byte `at`.

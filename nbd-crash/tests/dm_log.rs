@@ -12,16 +12,20 @@ use recording::{Header, Reader, Record, Recorder, Request, What};
 use tempfile::TempDir;
 
 fn records(bytes: &[u8]) -> (Header, Vec<Record>, bool) {
-    let mut reader = Reader::new(bytes).unwrap();
-    let records = reader.by_ref().collect::<Result<_, _>>().unwrap();
+    let mut reader = Reader::new(bytes).expect("the test can be set up");
+    let records = reader.by_ref().collect::<Result<_, _>>().expect("the test can be set up");
     (reader.header().clone(), records, reader.is_whole())
 }
 
 fn export(recording: &[u8]) -> Vec<u8> {
-    let directory = TempDir::new().unwrap();
+    let directory = TempDir::new().expect("the test can be set up");
     let log = directory.path().join("log");
-    dm_log::export(Reader::new(recording).unwrap(), File::create_new(&log).unwrap()).unwrap();
-    fs::read(log).unwrap()
+    dm_log::export(
+        Reader::new(recording).expect("the test can be set up"),
+        File::create_new(&log).expect("the test can be set up"),
+    )
+    .expect("the test can be set up");
+    fs::read(log).expect("the test can be set up")
 }
 
 fn import(log: &[u8], size: Option<u64>) -> anyhow::Result<Vec<u8>> {
@@ -51,10 +55,11 @@ fn recordings_come_back_as_they_were() {
 
 /// A recording of two writes, of which one is flushed, a FUA, a mark, and a write that is never answered.
 fn small() -> Vec<u8> {
-    let directory = TempDir::new().unwrap();
+    let directory = TempDir::new().expect("the test can be set up");
     let path = directory.path().join("recording");
     let header = Header { size: 1 << 20, flags: 1, began_ns: 5, name: "d".to_owned() };
-    let recorder = Recorder::again(File::create_new(&path).unwrap(), &header).unwrap();
+    let recorder = Recorder::again(File::create_new(&path).expect("the test can be set up"), &header)
+        .expect("the test can be set up");
     let write = |offset, byte, fua| {
         let flags = if fua { CommandFlags::FUA.0 } else { 0 };
         let (command, data) = (CommandType::WRITE.0, vec![byte; 1024]);
@@ -77,9 +82,9 @@ fn small() -> Vec<u8> {
         What::End,                  // 11
     ];
     for what in &all {
-        recorder.record(1, what).unwrap();
+        recorder.record(1, what).expect("the test can be set up");
     }
-    fs::read(path).unwrap()
+    fs::read(path).expect("the test can be set up")
 }
 
 /// The first 32 bytes of an entry, as struct log_write_entry has them; and its data.
@@ -93,9 +98,9 @@ struct Entry {
 
 /// Reads a log as log-writes.c of xfstests does, with its checks.
 fn entries(log: &[u8]) -> Vec<Entry> {
-    let u64_at = |at: usize| u64::from_le_bytes(log[at..at + 8].try_into().unwrap());
+    let u64_at = |at: usize| u64::from_le_bytes(log[at..at + 8].try_into().expect("the test can be set up"));
     assert_eq!((u64_at(0), u64_at(8)), (0x006a_7366_7773_6872, 1));
-    assert_eq!(u32::from_le_bytes(log[24..28].try_into().unwrap()), 512);
+    assert_eq!(u32::from_le_bytes(log[24..28].try_into().expect("the test can be set up")), 512);
     let mut at = 512;
     let mut all = Vec::new();
     for _ in 0..u64_at(16) {
@@ -103,9 +108,13 @@ fn entries(log: &[u8]) -> Vec<Entry> {
         assert!(flags != 0 || sectors != 0, "an entry that is nothing");
         assert!(flags & 8 != 0 || log[at + 32] == 0, "an entry with text that is no mark");
         let text = flags & 8 != 0;
-        let len = if flags & 4 != 0 || text { 0 } else { usize::try_from(sectors).unwrap() * 512 };
+        let len = if flags & 4 != 0 || text {
+            0
+        } else {
+            usize::try_from(sectors).expect("the test can be set up") * 512
+        };
         let from = if text { at + 32 } else { at + 512 };
-        let take = if text { usize::try_from(length).unwrap() } else { len };
+        let take = if text { usize::try_from(length).expect("the test can be set up") } else { len };
         all.push(Entry { sector, sectors, flags, length, data: log[from..from + take].to_vec() });
         at += 512 + len;
     }

@@ -15,13 +15,16 @@ use nbd_crash::oracle::raw::RawOracle;
 use nbd_crash::state::{self, Named};
 use nbd_crash::states::Choice;
 use nbd_crash::walk::Walk;
+use proptest::prelude::*;
 
 /// Recordings of an honest server, by mode and connections.
 const HONEST: [&str; 4] = ["1-writeback", "4-writeback", "4-writethrough", "4-early-ack"];
 
 fn trace(name: &str) -> Arc<History> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces");
-    Arc::new(History::open(&directory.join(name).with_extension("nbdrec.gz")).unwrap())
+    Arc::new(
+        History::open(&directory.join(name).with_extension("nbdrec.gz")).expect("the test can be set up"),
+    )
 }
 
 fn exploration(history: &Arc<History>, contract: Contract, states: u64) -> Exploration {
@@ -39,13 +42,13 @@ fn exploration(history: &Arc<History>, contract: Contract, states: u64) -> Explo
 
 fn by_ext4(history: &Arc<History>, contract: Contract, states: u64) -> Outcome {
     let oracle = || Ok(Box::new(Ext4Oracle::new(history.clone())) as Box<dyn Oracle>);
-    exploration(history, contract, states).run(&oracle, &mut |_, _| {}).unwrap()
+    exploration(history, contract, states).run(&oracle, &mut |_, _| {}).expect("the test can be set up")
 }
 
 fn by_bytes(history: &Arc<History>, contract: Contract, states: u64) -> Outcome {
     let raw = || RawOracle::new(history.clone(), history.clone(), Base::default());
     let oracle = || Ok(Box::new(raw()) as Box<dyn Oracle>);
-    exploration(history, contract, states).run(&oracle, &mut |_, _| {}).unwrap()
+    exploration(history, contract, states).run(&oracle, &mut |_, _| {}).expect("the test can be set up")
 }
 
 /// What a recording with so many connections can show to be broken.
@@ -129,5 +132,22 @@ fn a_state_is_had_again_by_its_name() {
     for wrong in ["", "nbd", "nbd@1", "nbd@1:9", "nbd@999999:all", "best@1:all", "nbd@40:x", "nbd@0:1<y"] {
         let read = Named::parse(&history, wrong).and_then(|named| named.kept(&history, &[]));
         assert!(read.is_err(), "{wrong:?} names a state");
+    }
+}
+
+proptest! {
+    /// A file system that something else has written to is judged, too: whatever it says is followed nowhere.
+    #[test]
+    fn a_damaged_file_system_harms_nobody(damage in prop::collection::vec((0_u64..6000, any::<[u8; 8]>()), 1..30)) {
+        let history = trace("ext4-4-writeback");
+        let stability = Arc::new(Contract::Nbd.stability(&history));
+        let mut walk = Walk::new(history.clone(), stability, Base::default());
+        walk.go(history.events.len() / 2).unwrap();
+        let mut image = walk.durable.over();
+        for (place, bytes) in damage {
+            // Mostly where everything begins: the superblock, group descriptors, the first inodes, the journal.
+            image.write(place * place, &bytes).unwrap();
+        }
+        Ext4Oracle::new(history.clone()).judge(walk.time, &Arc::new(image)).unwrap();
     }
 }

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 fn model(operations: &[Operation]) -> Model {
     let mut model = Model::default();
     for (number, operation) in (1..).zip(operations) {
-        model.hear(&format!("> {number} {operation}")).unwrap();
-        model.hear(&format!("< {number}")).unwrap();
+        model.hear(&format!("> {number} {operation}")).expect("the test can be set up");
+        model.hear(&format!("< {number}")).expect("the test can be set up");
     }
     model
 }
@@ -26,22 +26,24 @@ fn faults(model: &Model, root: &Path) -> Vec<String> {
     let look = |name: &str| match fs::metadata(root.join(name)) {
         Err(_) => Found::Absent,
         Ok(metadata) if metadata.is_dir() => Found::Directory,
-        Ok(metadata) => {
-            Found::File(Contents { size: metadata.len(), data: fs::read(root.join(name)).unwrap() })
-        }
+        Ok(metadata) => Found::File(Contents {
+            size: metadata.len(),
+            data: fs::read(root.join(name)).expect("the test can be set up"),
+        }),
     };
     model.names().filter_map(|name| model.judge(name, &look(name))).collect()
 }
 
 /// Where direct writes and holes are possible: not everywhere under /tmp.
 fn place() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("the test can be set up")
 }
 
 fn carried_out(text: &str) -> (TempDir, Model) {
     let directory = place();
-    let operations = parse(text).unwrap();
-    run(&operations, directory.path(), &mut Marker::new(None).unwrap()).unwrap();
+    let operations = parse(text).expect("the test can be set up");
+    run(&operations, directory.path(), &mut Marker::new(None).expect("the test can be set up"))
+        .expect("the test can be set up");
     (directory, model(&operations))
 }
 
@@ -68,11 +70,12 @@ fn every_short_workload_can_be_carried_out() {
 #[test]
 fn what_was_changed_afterwards_is_noticed() {
     let text = "create A\nwrite A 0 4\nwrite A 1 1\nfsync A\nmkdir D\ncreate D/B\nwrite D/B 0 1\nsync\n";
-    let changes: [(&str, fn(&Path)); 6] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 6] = [
         ("is missing", |root| fs::remove_file(root.join("A")).unwrap()),
         ("is missing", |root| fs::remove_dir_all(root.join("D")).unwrap()),
         ("has 4096 bytes", |root| {
-            OpenOptions::new().write(true).open(root.join("A")).unwrap().set_len(4096).unwrap()
+            OpenOptions::new().write(true).open(root.join("A")).unwrap().set_len(4096).unwrap();
         }),
         ("zeroes", |root| {
             OpenOptions::new()

@@ -10,6 +10,7 @@
 //! | [`disk`] | files to serve, and what became of them |
 //! | [`tool`] | finds external tools, runs them with a deadline, and says what was skipped |
 //! | [`trace`] | what the server did in which order, as `strace` saw it |
+//! | [`crash`] | `nbd-crash`, to its end or as a server |
 //! | [`operator`] | `nbd-server ctl` |
 //! | [`audit`] | what any server had done before it replied, as a table |
 //! | [`probes`] | whether any server keeps the protocol, as a table |
@@ -22,6 +23,7 @@
 pub mod audit;
 pub mod chunked;
 pub mod client;
+pub mod crash;
 pub mod disk;
 pub mod endpoint;
 pub mod haggle;

@@ -313,7 +313,7 @@ pub fn attach_tool() -> &'static Path {
 }
 
 /// Builds a package's binary with the profile of the running test and asks cargo where it is.
-fn build(package: &str) -> PathBuf {
+pub(crate) fn build(package: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
     let mut cargo = guest::cargo();
     cargo.args(["build", "--quiet", "--message-format=json", "--package", package, "--bin", package]);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Oracle;
 use crate::contract::{Contract, Stability};
 use crate::history::{Content, History, Write};
-use crate::image::{Base, Image, PAGE, SECTOR, SECTOR_LEN};
+use crate::image::{Base, Image, SECTOR, SECTOR_LEN, SECTORS};
 use crate::walk::Walk;
 
 /// The judge.
@@ -54,15 +54,17 @@ impl RawOracle {
 impl Oracle for RawOracle {
     fn judge(&mut self, time: usize, image: &Arc<Image>) -> anyhow::Result<Vec<String>> {
         self.promised.go(self.front_time(time))?;
-        let mut sectors: HashSet<u64> = HashSet::new();
-        let touched = self.promised.durable.pages.keys().chain(image.every_page());
-        for page in touched.copied().collect::<HashSet<_>>() {
-            sectors.extend((0..PAGE / SECTOR).map(|sector| page * (PAGE / SECTOR) + sector));
-        }
-        let mut wrong: Vec<_> = Vec::new();
-        for sector in sectors {
-            if !self.may_be(sector, image)? {
-                wrong.push(sector);
+        let durable = &self.promised.durable;
+        let touched: HashSet<u64> = durable.pages.keys().chain(image.every_page()).copied().collect();
+        let mut wrong = Vec::new();
+        for page in touched {
+            let (found, due) = (image.sums(page)?, durable.sums(page)?);
+            for (sector, _) in
+                (page * SECTORS as u64..).zip(found.iter().zip(due)).filter(|(_, it)| *it.0 != it.1)
+            {
+                if !self.may_be(sector, image)? {
+                    wrong.push(sector);
+                }
             }
         }
         wrong.sort_unstable();
@@ -75,16 +77,12 @@ impl Oracle for RawOracle {
 }
 
 impl RawOracle {
-    /// Whether a sector may have the content that it has in the state: that of a write that no durable one has
+    /// Whether a sector, which is not what was made durable last, may be what it is in the state: what is left by a write that no durable one has
     /// overwritten. One overwrites another only if that had been answered before it was received; those that were on
     /// their way together may have come in either order.
     fn may_be(&self, sector: u64, image: &Image) -> std::io::Result<bool> {
-        let (mut found, mut due) = ([0; SECTOR_LEN], [0; SECTOR_LEN]);
+        let mut found = [0; SECTOR_LEN];
         image.read(sector * SECTOR, &mut found)?;
-        self.promised.durable.read(sector * SECTOR, &mut due)?;
-        if found == due {
-            return Ok(true);
-        }
         let none = Vec::new();
         let writes = self.by_sector.get(&sector).unwrap_or(&none);
         let writes = || writes.iter().map(|index| *index as usize).filter(|index| self.is_received(*index));

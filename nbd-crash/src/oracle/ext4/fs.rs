@@ -27,6 +27,10 @@ const WRITTEN_MAX: u16 = 0x8000;
 /// What the checksum at the end of a directory's block looks like to those who do not know it.
 const TAIL_LEN: usize = 12;
 const TAIL_TYPE: u8 = 0xde;
+/// Blocks of the longest journal that mke2fs makes.
+const JOURNAL_MAX: usize = 10_240_000;
+/// Groups of the largest file system that is judged: 8 TiB in blocks of 4 KiB.
+const GROUPS_MAX: u32 = 1 << 16;
 /// A file of a workload has less.
 const FILE_MAX: u64 = 64 << 20;
 
@@ -127,7 +131,8 @@ impl<'i> FileSystem<'i> {
         let groups = blocks.saturating_sub(u64::from(u32_at(superblock, 20))).div_ceil(per_group);
         let at = (SUPERBLOCK / self.block_size + 1) * self.block_size;
         self.tables.clear();
-        for number in 0..u32::try_from(groups).map_err(|_| "it has too many groups")? {
+        let groups = u32::try_from(groups).ok().filter(|groups| *groups <= GROUPS_MAX);
+        for number in 0..groups.ok_or("it has too many groups")? {
             let group = self.read(at + u64::from(number) * size as u64, size)?;
             if let Some(seed) = self.seed {
                 let sum = journal::checksum(journal::checksum(seed, &number.to_le_bytes()), &group[..30]);
@@ -153,7 +158,7 @@ impl<'i> FileSystem<'i> {
             .get((index / self.inodes_per_group) as usize)
             .ok_or("an inode is outside all groups")?;
         let place = u64::from(index % self.inodes_per_group) * self.inode_size as u64;
-        let bytes = self.read(table * self.block_size + place, self.inode_size)?;
+        let bytes = self.read(self.place(*table)? + place, self.inode_size)?;
         let seed = self
             .seed
             .map(|seed| journal::checksum(journal::checksum(seed, &number.to_le_bytes()), &bytes[100..104]));
@@ -202,10 +207,11 @@ impl<'i> FileSystem<'i> {
         let len = usize::try_from(inode.size()).map_err(|_| "it is too long")?;
         let mut data = vec![0; len];
         for Extent { first, count, at } in self.extents(inode)? {
-            let start = len.min(usize::try_from(first * self.block_size).unwrap_or(len));
-            let end = len.min(usize::try_from((first + count) * self.block_size).unwrap_or(len));
+            let start = len.min(usize::try_from(first.saturating_mul(self.block_size)).unwrap_or(len));
+            let end =
+                len.min(usize::try_from((first + count).saturating_mul(self.block_size)).unwrap_or(len));
             if let Some(at) = at {
-                self.fill(at * self.block_size, &mut data[start..end])?;
+                self.fill(self.place(at)?, &mut data[start..end])?;
             }
         }
         Ok(data)
@@ -264,7 +270,7 @@ impl<'i> FileSystem<'i> {
             if below > 0 {
                 let block = u64::from(u16_at(entry, 8)) << 32 | u64::from(u32_at(entry, 4));
                 let len = usize::try_from(self.block_size).expect("it was checked");
-                self.node(inode, &self.read(block * self.block_size, len)?, depth + 1, out)?;
+                self.node(inode, &self.read(self.place(block)?, len)?, depth + 1, out)?;
                 continue;
             }
             let count = u16_at(entry, 4);
@@ -282,11 +288,23 @@ impl<'i> FileSystem<'i> {
         for Extent { count, at, .. } in self.extents(&inode)? {
             let at = at.ok_or("the journal has unwritten blocks")?;
             blocks.extend(at..at + count);
+            if blocks.len() > JOURNAL_MAX {
+                return Err("the journal is too long".to_owned());
+            }
         }
         blocks.truncate(
             usize::try_from(inode.size() / self.block_size).map_err(|_| "the journal is too long")?,
         );
         Ok(blocks)
+    }
+
+    /// The first byte of a block.
+    fn place(&self, block: u64) -> Result<u64, String> {
+        // A device cannot be longer than half of this, so that what is added does not wrap.
+        block
+            .checked_mul(self.block_size)
+            .filter(|at| *at < 1 << 63)
+            .ok_or("a block is outside all devices".to_owned())
     }
 
     fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, String> {

@@ -96,14 +96,13 @@ impl Journal<'_> {
     }
 
     fn after(&self, number: u32, count: u32) -> u32 {
-        let next = number + count;
-        if next >= self.length { next - (self.length - self.first) } else { next }
+        self.first + (number - self.first + count) % (self.length - self.first)
     }
 
     /// The sequence number of the first transaction that is not whole.
     fn scan(&self, start: u32) -> Result<u32, String> {
         let (mut at, mut sequence) = (start, self.sequence);
-        loop {
+        for _ in 0..self.length {
             let block = self.block(at)?;
             match self.kind(&block, sequence) {
                 Some(DESCRIPTOR) if self.tail_is_right(&block) => {
@@ -117,6 +116,7 @@ impl Journal<'_> {
                 _ => return Ok(sequence),
             }
         }
+        Err("the journal has no end".to_owned())
     }
 
     /// For each block that was revoked, the last transaction that did.
@@ -242,7 +242,8 @@ pub(super) fn checksum(seed: u32, bytes: &[u8]) -> u32 {
 
 fn block(image: &Image, layout: &Layout, number: u64) -> Result<Vec<u8>, String> {
     let mut block = vec![0; usize::try_from(layout.block_size).map_err(|_| "a block is too large")?];
-    image.read(number * layout.block_size, &mut block).map_err(|error| error.to_string())?;
+    let at = number.checked_mul(layout.block_size).ok_or("a block is outside all devices")?;
+    image.read(at, &mut block).map_err(|error| error.to_string())?;
     Ok(block)
 }
 

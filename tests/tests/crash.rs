@@ -1,0 +1,278 @@
+//! Proves `nbd-crash` and `nbd-server --record` with real clients and servers: a recorder changes nothing for those it
+//! stands between, what was promised is found in what a killed server leaves, states are served as they were, and a
+//! server that lies about FLUSH is found out while honest ones are not accused.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tests::crash::{Serving, crash, crash_tool};
+use tests::disk::{Disk, pattern};
+use tests::server::Server;
+use tests::{tool, wait_for};
+
+fn path(directory: &TempDir, name: &str) -> String {
+    directory.path().join(name).to_str().expect("temporary names are text").to_owned()
+}
+
+fn unix(path: &str) -> String {
+    format!("nbd+unix:///?socket={path}")
+}
+
+/// Random requests of four connections to an export of at least one MiB.
+fn workload(directory: &TempDir, requests: usize) -> String {
+    let text = path(directory, "requests");
+    let generated = crash(&["generate", "--raw", &requests.to_string(), "--seed", "3"]);
+    assert!(generated.status.success(), "{}", generated.stderr);
+    fs::write(&text, generated.stdout).expect("a temporary file");
+    text
+}
+
+fn explored(args: &[&str], code: i32) -> String {
+    let done = crash(&[&["explore"], args].concat());
+    assert_eq!(done.status.code(), Some(code), "{}{}", done.stdout, done.stderr);
+    done.stdout
+}
+
+#[test]
+fn a_recorder_changes_nothing_for_those_it_is_between() {
+    let (Some(nbdcopy), Some(qemu_io)) =
+        (tool::find("nbdcopy", "libnbd-bin"), tool::find("qemu-io", "qemu-utils"))
+    else {
+        return;
+    };
+    let directory = TempDir::new().unwrap();
+    let disk = Disk::sparse(4 << 20);
+    let server = Server::builder().export(disk.spec()).unix().start();
+    let (log, socket, marks) =
+        (path(&directory, "log"), path(&directory, "front"), path(&directory, "marks"));
+    let words =
+        ["record", "--to", &server.endpoint().uri(""), "--listen", &socket, "--log", &log, "--marks", &marks];
+    let recorder = Serving::start(&words);
+
+    let image = path(&directory, "image");
+    let content = pattern(9, 4 << 20);
+    fs::write(&image, &content).unwrap();
+    tool::succeed(&nbdcopy, &["--flush", &image, recorder.uri()]);
+    let mark = crash(&["mark", "--to", &marks, "copied"]);
+    assert!(mark.status.success() && mark.stdout.trim().parse::<u64>().is_ok(), "{}", mark.stderr);
+    let commands =
+        ["-f", "raw", "-c", "write -P 7 -f 4096 8192", "-c", "write -z 65536 4096", recorder.uri()];
+    tool::succeed(&qemu_io, &commands);
+    let back = path(&directory, "back");
+    tool::succeed(&nbdcopy, &[recorder.uri(), &back]);
+    assert!(recorder.terminate().success());
+    assert_eq!(server.terminate().code, Some(0));
+
+    let mut expected = content;
+    expected[4096..12_288].fill(7);
+    expected[65_536..69_632].fill(0);
+    assert!(fs::read(&back).unwrap() == expected && disk.content() == expected);
+    let shown = crash(&["show", &log]).stdout;
+    for line in
+        ["mark: copied", "WRITE 8192 bytes at 4096 FUA", "ZERO 4096 bytes at 65536", "FLUSH", "answer to"]
+    {
+        assert!(shown.contains(line), "{line} is not in:\n{shown}");
+    }
+    let json = crash(&["show", "--json", &log]).stdout;
+    assert!(json.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{json}");
+    let kept = crash(&["check", &log, "--image", disk.path().to_str().unwrap()]);
+    assert!(kept.status.success(), "{}", kept.stdout);
+    expected[4096] ^= 1;
+    fs::write(&image, &expected).unwrap();
+    let broken = crash(&["check", &log, "--image", &image]);
+    assert_eq!(broken.status.code(), Some(1), "{}", broken.stdout);
+    assert!(broken.stdout.contains("bytes 4096 to 4608"), "{}", broken.stdout);
+    explored(&[&log, "--budget", "200"], 0);
+    explored(&[&log, "--contract", "no-fua"], 1);
+}
+
+#[test]
+fn a_server_records_itself_and_what_a_kill_leaves_keeps_its_promises() {
+    for mode in ["writethrough", "writeback", "early-ack"] {
+        let directory = TempDir::new().unwrap();
+        let (log, requests) = (path(&directory, "log"), workload(&directory, 20_000));
+        let disk = Disk::sparse(1 << 20);
+        let server = Server::builder()
+            .export(disk.spec())
+            .args(&["--durability", mode, "--record", &log, "--dirty-age", "3600"])
+            .unix()
+            .start();
+        let uri = server.endpoint().uri("");
+        let mut client = Command::new(crash_tool())
+            .args(["workload", &requests, "--nbd", &uri, "--connections", "4"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the recording to grow", || {
+            fs::metadata(&log).is_ok_and(|it| it.len() > 2 << 20).then_some(())
+        });
+        server.kill();
+        assert!(!client.wait().unwrap().success(), "the server was killed too late");
+        let check = crash(&["check", &log, "--image", disk.path().to_str().unwrap()]);
+        assert!(check.status.success(), "{mode}: {}{}", check.stdout, check.stderr);
+        let unsure = crash(&["explore", &log, "--budget", "200"]);
+        assert!(unsure.stderr.contains("has no end") && unsure.status.success(), "{}", unsure.stderr);
+    }
+}
+
+#[test]
+fn a_recording_of_a_server_has_an_end_and_its_states_are_served() {
+    let Some(nbdcopy) = tool::find("nbdcopy", "libnbd-bin") else { return };
+    let Some(qemu_io) = tool::find("qemu-io", "qemu-utils") else { return };
+    let directory = TempDir::new().unwrap();
+    let (log, report) = (path(&directory, "log"), path(&directory, "report.html"));
+    let server = Server::builder().export("disk=memory:1M").args(&["--record", &log]).unix().start();
+    let uri = server.endpoint().uri("disk");
+    for (command, last) in
+        [("write -P 1 0 4096", ""), ("write -P 2 -f 0 4096", ""), ("write -P 3 4096 4096", "")]
+    {
+        // Without the FLUSH that it sends at its end.
+        tool::succeed(&qemu_io, &["-f", "raw", "-t", "unsafe", "-c", command, &format!("{uri}{last}")]);
+    }
+    assert_eq!(server.terminate().code, Some(0));
+    let shown = crash(&["show", &log]);
+    assert!(shown.stderr.is_empty(), "{}", shown.stderr);
+    let write = |byte: &str| {
+        let json = crash(&["show", "--json", &log]).stdout;
+        let lines = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let writes: Vec<_> = lines.filter(|line| line["request"] == "WRITE").collect();
+        writes[byte.parse::<usize>().unwrap() - 1]["seq"].as_u64().unwrap()
+    };
+    let last = write("3");
+    explored(&[&log, "--contract", "unsafe", "--report", &report], 1);
+    let html = fs::read_to_string(&report).unwrap();
+    assert!(
+        html.contains("<svg") && html.contains("it is enough to lose")
+            || html.contains("It is enough to lose")
+    );
+    let json = html.split("id=outcome>").nth(1).unwrap().split("</script>").next().unwrap();
+    let outcome: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert!(outcome["violations"].as_array().is_some_and(|it| !it.is_empty()), "{outcome}");
+
+    let content = |state: &[&str]| {
+        let (socket, copy) = (path(&directory, "state"), path(&directory, "copy"));
+        let _fresh = (fs::remove_file(&socket), fs::remove_file(&copy));
+        let served = Serving::start(&[&["serve", &log, "--listen", &socket], state].concat());
+        tool::succeed(&nbdcopy, &[served.uri(), &copy]);
+        // It can be written to, for repair tools and mounts.
+        tool::succeed(
+            &qemu_io,
+            &["-f", "raw", "-c", "write -P 9 0 512", "-c", "read -P 9 0 512", served.uri()],
+        );
+        let copied = fs::read(&copy).unwrap();
+        (copied.len(), copied[0], copied[4096])
+    };
+    assert_eq!(content(&["--state", &format!("nbd@{last}:none")]), (1 << 20, 2, 0));
+    assert_eq!(content(&["--state", &format!("nbd@{last}:all")]), (1 << 20, 2, 3));
+    assert_eq!(content(&["--at", &last.to_string()]), (1 << 20, 2, 3));
+    assert_eq!(content(&["--state", &format!("unsafe@{last}:{}", write("1"))]), (1 << 20, 1, 0));
+}
+
+/// A server between two recorders, and the states of its storage by what it promised in front.
+fn between(start: impl Fn(&str, &str) -> Child, code: i32) -> String {
+    let directory = TempDir::new().expect("a temporary directory");
+    let at = |name: &str| path(&directory, name);
+    let storage = Server::builder().export("memory:1M").unix().start();
+    let (back_log, front_log) = (at("back.nbdrec"), at("front.nbdrec"));
+    let back_words =
+        ["record", "--to", &storage.endpoint().uri(""), "--listen", &at("back"), "--log", &back_log];
+    let back = Serving::start(&back_words);
+    let mut middle = start(&at("middle"), &at("back"));
+    wait_for("the server to listen", || std::os::unix::net::UnixStream::connect(at("middle")).ok());
+    let to = unix(&at("middle"));
+    let front = Serving::start(&["record", "--to", &to, "--listen", &at("front"), "--log", &front_log]);
+    let requests = workload(&directory, 200);
+    let sent = crash(&["workload", &requests, "--nbd", front.uri(), "--connections", "4"]);
+    assert!(sent.status.success(), "{}", sent.stderr);
+    assert!(front.terminate().success());
+    middle.kill().and_then(|()| middle.wait()).expect("it is our child");
+    assert!(back.terminate().success());
+    explored(&[&back_log, "--front", &front_log, "--violations", "1", "--budget", "2000"], code)
+}
+
+#[test]
+fn a_server_that_ignores_flush_and_fua_is_found_out_and_an_honest_one_is_not() {
+    let Some(qemu_nbd) = tool::find("qemu-nbd", "qemu-utils") else { return };
+    let Some(nbdkit) = tool::find("nbdkit", "nbdkit") else { return };
+    let qemu = |cache: &'static str| {
+        let qemu_nbd = &qemu_nbd;
+        move |socket: &str, back: &str| {
+            let words = ["-t", "-e", "8", "-f", "raw", "--cache", cache, "-k", socket, &unix(back)];
+            Command::new(qemu_nbd).args(words).spawn().unwrap()
+        }
+    };
+    between(qemu("writeback"), 0);
+    let told = between(qemu("unsafe"), 1);
+    assert!(told.contains("covers it") || told.contains("it had FUA"), "{told}");
+    let honest = |socket: &str, back: &str| {
+        let words = ["-f", "-U", socket, "nbd", &format!("socket={back}"), "shared=true"];
+        Command::new(&nbdkit).args(words).spawn().unwrap()
+    };
+    between(honest, 0);
+}
+
+#[test]
+fn a_command_can_be_the_judge() {
+    let directory = TempDir::new().unwrap();
+    let log = path(&directory, "log");
+    let server = Server::builder().export("memory:1M").args(&["--record", &log]).unix().start();
+    let requests = workload(&directory, 30);
+    let sent = crash(&["workload", &requests, "--nbd", &server.endpoint().uri("")]);
+    assert!(sent.status.success(), "{}", sent.stderr);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code, Some(0));
+    let judge =
+        |command: &str| crash(&["explore", &log, "--budget", "5", "--oracle", &format!("cmd:{command}")]);
+    let asks = r#"case "$NBD_CRASH_URI" in nbd+unix:*) test -f "$NBD_CRASH_MARKS";; *) exit 2;; esac"#;
+    assert_eq!(judge(asks).status.code(), Some(0));
+    let found = judge("echo the reason; exit 1");
+    assert!(found.status.code() == Some(1) && found.stdout.contains("the reason"), "{}", found.stdout);
+    let failed = judge("echo no such program >&2; exit 127");
+    assert!(
+        failed.status.code() == Some(2) && failed.stderr.contains("no such program"),
+        "{}",
+        failed.stderr
+    );
+}
+
+#[test]
+fn mistakes_are_told_in_a_sentence() {
+    let directory = TempDir::new().unwrap();
+    let (there, socket) = (path(&directory, "there"), path(&directory, "socket"));
+    fs::write(&there, "no recording").unwrap();
+    let said = |args: &[&str], what: &str| {
+        let done = crash(args);
+        assert_eq!(done.status.code(), Some(2), "{args:?}");
+        assert!(done.stderr.contains(what), "{args:?}: {}", done.stderr);
+    };
+    said(&["explore", &there], "this is no recording");
+    said(&["explore", "/nowhere"], "No such file");
+    said(&["explore", &there, "--budget", "soon"], "no budget");
+    said(&["explore", &there, "--unit", "100"], "no multiple of 512");
+    said(&["serve", &there], "--state");
+    said(&["import", &there, &socket], "no log of dm-log-writes");
+    said(&["mark", "--to", &socket, "x"], "cannot reach");
+    let record = |to: &str, what| {
+        said(&["record", "--to", to, "--listen", &socket, "--log", &path(&directory, "new")], what);
+        let _next_listens_there = fs::remove_file(&socket);
+    };
+    record("nbds://localhost", "it speaks no TLS");
+    record("http://localhost", "no NBD scheme");
+    record(&unix("/nowhere"), "cannot reach /nowhere");
+
+    let refused = |exports: &[&str], words: &[&str], what: &str| {
+        let mut server = Server::builder().args(words).unix();
+        for export in exports {
+            server = server.export(*export);
+        }
+        let exit = server.refused();
+        assert!(exit.code == Some(1) && exit.log.contains(what), "{}", exit.log);
+    };
+    refused(&["a=memory:1M", "b=memory:1M"], &["--record", &path(&directory, "new")], "of one export");
+    refused(&["memory:1M"], &["--record", &there], "cannot record to");
+    refused(&["memory:1M"], &["--record", "/nowhere/log"], "cannot record to");
+    assert!(Path::new(&there).metadata().unwrap().len() == 12, "what was there is as it was");
+}
