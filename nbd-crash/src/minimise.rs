@@ -68,7 +68,7 @@ pub fn minimise(
     let smallest = search.without(&lost);
     Ok(Guilt {
         state: state::name(history, contract, walk.time, &walk.volatile, &smallest),
-        lost: lost.iter().map(|write| describe(history, *write, spec.since[*write])).collect(),
+        lost: lost.iter().map(|write| describe(history, *write, spec.since[*write], walk.time)).collect(),
         faults: search.faults,
         checks: search.checks,
     })
@@ -136,7 +136,7 @@ impl Search<'_> {
     }
 }
 
-fn describe(history: &History, index: usize, since: Option<(usize, Reason)>) -> Lost {
+fn describe(history: &History, index: usize, since: Option<(usize, Reason)>, crash: usize) -> Lost {
     let write = &history.writes[index];
     let what = match write.content {
         Content::Data(_) => "WRITE",
@@ -152,7 +152,11 @@ fn describe(history: &History, index: usize, since: Option<(usize, Reason)>) -> 
         ),
         Some((at, Reason::Fua)) => format!("it had FUA and was answered as record {}", seq_at(at)),
         Some((at, Reason::Answered)) => format!("it was answered as record {}", seq_at(at)),
-        None => "nobody promised to keep it".to_owned(),
+        None => "no FLUSH covers it, and it had no FUA".to_owned(),
+    };
+    let why = match since {
+        Some((at, _)) if at >= crash => format!("nothing had made it durable yet: {why}"),
+        _ => why,
     };
     let (offset, length) = (write.offset, write.length);
     let words =

@@ -33,7 +33,8 @@ pub(crate) fn control(tree: &Path) -> Result<()> {
          Description: network block device server, and devices that outlive their server\n \
          nbd-server serves files, block devices and memory over the NBD protocol, with a durability\n \
          chosen by a flag. nbd-attach makes its exports devices of the kernel, encrypted by the kernel if\n \
-         wanted, and connects them again when the server or the network has been away.\n"
+         wanted, and connects them again when the server or the network has been away. nbd-crash finds out what\n \
+         survives a crash.\n"
     );
     put(tree, "DEBIAN/control", text.as_bytes())?;
     put(tree, "DEBIAN/conffiles", CONFIGURATION.as_bytes())?;

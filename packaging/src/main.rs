@@ -1,4 +1,4 @@
-//! `packaging TREE`: lays out, below a directory, all that a system needs beside the two binaries.
+//! `packaging TREE`: lays out, below a directory, all that a system needs beside the binaries.
 //!
 //! ```text
 //!  TREE/usr/share/man/man1           a page per command and subcommand
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
-/// Lays out, below a directory, all that a system needs beside the two binaries.
+/// Lays out, below a directory, all that a system needs beside the binaries.
 #[derive(Parser)]
 struct Cli {
     /// The directory; what is in it stays.
@@ -48,7 +48,9 @@ fn main() -> Result<()> {
     let link = tree.join(path);
     create_parent(&link)?;
     symlink(target, &link).with_context(|| format!("cannot make {}", link.display()))?;
-    for mut command in [nbd_server::cli::Cli::command(), nbd_attach::cli::Cli::command()] {
+    for mut command in
+        [nbd_server::cli::Cli::command(), nbd_attach::cli::Cli::command(), nbd_crash::cli::Cli::command()]
+    {
         pages::manual(&tree, &command)?;
         pages::completions(&tree, &mut command)?;
     }

@@ -22,6 +22,8 @@ pub enum Kit {
     Fio,
     /// strace.
     Strace,
+    /// dmsetup.
+    Dmsetup,
     /// systemd and udev, as much of them as mounts need.
     Systemd,
     /// dpkg.
@@ -83,6 +85,7 @@ impl Kit {
             Kit::QemuNbd => &["qemu-nbd"],
             Kit::Fio => &["fio"],
             Kit::Strace => &["strace"],
+            Kit::Dmsetup => &["dmsetup"],
             // What busybox mounts is forgotten to be of the network.
             Kit::Systemd => &["systemctl", "udevadm", "mount", "umount"],
             Kit::Dpkg => &["dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "tar"],

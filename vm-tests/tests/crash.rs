@@ -1,6 +1,9 @@
 //! Lets the kernel judge what a crash could have left: the states of committed recordings are mounted one after the
-//! other, on ext4 to see that the judge in memory says the same, on xfs because nothing else can read it.
+//! other, on ext4 to see that the judge in memory says the same, on xfs because nothing else can read it. And reads what
+//! the kernel's own recorder, dm-log-writes, has written.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,15 +11,18 @@ use serde_json::Value;
 use vm_tests::crash::trace;
 use vm_tests::{Scene, Vm, on_both_kernels};
 
-/// What the broken contracts of servers are called.
-const BROKEN: [&str; 5] = ["unsafe", "no-fua", "no-flush", "late-flush", "own-connection"];
+/// What the broken contracts of servers are called, those first that a file system notices last.
+const BROKEN: [&str; 5] = ["own-connection", "no-fua", "late-flush", "no-flush", "unsafe"];
+/// States of each contract that an ordinary run compares.
+const COMPARED: [u64; 2] = [120, 25];
 
 on_both_kernels!(the_judge_in_memory_says_what_the_kernel_says, Ours);
 fn the_judge_in_memory_says_what_the_kernel_says(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().disk(trace("ext4-4-writeback")).boot()?;
-    let mut told = explored(&mut vm, "--oracle compare --budget 400")?;
+    let mut vm = scene.vm().disk(copy(scene, "ext4-4-writeback")?).boot()?;
+    let [honest, broken] = COMPARED;
+    let mut told = explored(&mut vm, &format!("--oracle compare --budget {honest}"))?;
     for contract in BROKEN {
-        told += &explored(&mut vm, &format!("--oracle compare --budget 60 --contract {contract}"))?;
+        told += &explored(&mut vm, &format!("--oracle compare --budget {broken} --contract {contract}"))?;
     }
     println!("compared\n{told}");
     Ok(())
@@ -24,15 +30,44 @@ fn the_judge_in_memory_says_what_the_kernel_says(scene: &Scene) -> Result<()> {
 
 on_both_kernels!(xfs_keeps_its_promises_if_the_device_does, Ours);
 fn xfs_keeps_its_promises_if_the_device_does(scene: &Scene) -> Result<()> {
-    for connections in [1, 4] {
-        let mut vm = scene.vm().disk(trace(&format!("xfs-{connections}-writeback"))).boot()?;
-        let mut told = explored(&mut vm, "--oracle mount:xfs --budget 200")?;
-        for contract in BROKEN.into_iter().filter(|it| *it != "own-connection" || connections > 1) {
-            told += &caught(&mut vm, contract)?;
-        }
-        println!("xfs, {connections} connections\n{told}");
+    let mut vm = scene.vm().disk(copy(scene, "xfs-4-writeback")?).boot()?;
+    let mut told = explored(&mut vm, "--oracle mount:xfs --budget 60")?;
+    for contract in &BROKEN[..2] {
+        told += &caught(&mut vm, contract)?;
     }
+    println!("xfs\n{told}");
     Ok(())
+}
+
+on_both_kernels!(a_log_that_the_kernel_made_is_read, Ext4, Dmsetup, Ours);
+/// What dm-log-writes has recorded of ext4 leads to the very content of its device.
+fn a_log_that_the_kernel_made_is_read(scene: &Scene) -> Result<()> {
+    let (data, log) = (scene.disk("data", 32 << 20)?, scene.disk("log", 128 << 20)?);
+    let mut vm = scene.vm().module("dm-log-writes").disk(data).disk(log).boot()?;
+    vm.run("modprobe dm-log-writes")?;
+    vm.run("dmsetup create --noudevsync logged --table '0 65536 log-writes /dev/vda /dev/vdb'")?;
+    vm.run("dmsetup mknodes; mkfs.ext4 -q /dev/mapper/logged && mount /dev/mapper/logged /mnt")?;
+    vm.run(
+        "for i in 1 2 3 4; do echo $i >/mnt/$i; sync /mnt/$i; dmsetup message logged 0 mark synced-$i; done",
+    )?;
+    vm.run("umount /mnt && dmsetup remove --noudevsync logged")?;
+    vm.run("nbd-crash import /dev/vdb /tmp/recording --size 32M")?;
+    let shown = vm.run("nbd-crash show /tmp/recording")?;
+    let marks = shown.lines().filter(|line| line.contains("mark: synced-")).count();
+    ensure!(marks == 4 && shown.contains("FLUSH") && shown.contains("FUA"), "{shown}");
+    vm.run("nbd-crash check /tmp/recording --image /dev/vda")?;
+    let raw = "nbd-crash explore /tmp/recording --budget 300 --violations 1 --contract";
+    vm.run(&format!("{raw} nbd"))?;
+    let broken = vm.try_run(&format!("{raw} no-flush"))?;
+    ensure!(broken.code == 1, "{}", broken.output);
+    Ok(())
+}
+
+/// A disk with a committed recording: QEMU locks what it uses.
+fn copy(scene: &Scene, name: &str) -> Result<PathBuf> {
+    let to = scene.scratch().join(name);
+    fs::copy(trace(name), &to).with_context(|| name.to_owned())?;
+    Ok(to)
 }
 
 /// Explores the recording on the first disk, and finds no promise broken.

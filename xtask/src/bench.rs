@@ -8,6 +8,7 @@ mod image;
 mod machine;
 mod mail;
 mod peers;
+mod record;
 mod server;
 mod svg;
 mod tls;
@@ -23,6 +24,8 @@ pub(crate) enum Bench {
     Durability(durability::Args),
     /// What requests cost here and in nbdkit, qemu-nbd and nbd-server.
     Peers(peers::Args),
+    /// What a server pays for recording what it is asked.
+    Record(record::Args),
     /// What encryption costs a device, by the kernel and by nbd-client's proxy.
     Tls(tls::Args),
     /// The server that can do least, for `peers` to compare with.
@@ -57,6 +60,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Durability(args) => durability::run(args),
         Bench::Peers(args) => peers::run(args),
+        Bench::Record(args) => record::run(args),
         Bench::Tls(args) => tls::run(args),
         Bench::Bare(args) => peers::bare::run(args),
     }

@@ -104,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     subjects::run(args.seconds, args.seed, &mut |subject, due, outcome| {
-        wrong.extend(tell(subject, due, outcome))
+        wrong.extend(tell(subject, due, outcome));
     })?;
     ensure!(wrong.is_empty(), "not as it should be:\n{}", wrong.join("\n"));
     println!("all as it should be");

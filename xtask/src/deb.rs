@@ -1,4 +1,4 @@
-//! The Debian package: the two binaries, linked statically so that it installs anywhere, and what `packaging` lays out
+//! The Debian package: the binaries, linked statically so that it installs anywhere, and what `packaging` lays out
 //! around them.
 
 use std::fs;
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     quick: bool,
 }
 
-const BINARIES: [&str; 2] = ["nbd-server", "nbd-attach"];
+const BINARIES: [&str; 3] = ["nbd-server", "nbd-attach", "nbd-crash"];
 
 /// `cargo xtask deb`
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -31,6 +31,7 @@ const PEERS: &[&str] = &[
     "nbd-server",
     "fio",
     "strace",
+    "dmsetup",
     "valgrind",
     // Their parts go into a guest that boots with our package.
     "systemd",

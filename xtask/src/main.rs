@@ -46,7 +46,7 @@ enum Command {
     Coverage(coverage::Args),
     /// Explore what crashes could leave, on fresh recordings of file systems and of other servers.
     Crash(crash::Args),
-    /// Make a Debian package of the two binaries, their manual pages, completions and units.
+    /// Make a Debian package of the binaries, their manual pages, completions and units.
     Deb(deb::Args),
     /// Check format, lints and licences, and run every test; a skipped test counts as failed.
     Test(test::Args),
