@@ -168,9 +168,9 @@ pub fn forbidden_imports(source: &Source) -> Vec<String> {
             "common",
         );
     }
-    for apart in ["tests/", "vm-tests/", "xtask/", "common/", "nbd-attach/"] {
+    for apart in ["tests/", "vm-tests/", "xtask/", "common/", "nbd-attach/", "recording/"] {
         if source.path.starts_with(apart) {
-            ban(&["nbd_server"], apart);
+            ban(&["nbd_server", "nbd_crash"], apart);
         }
         if source.path.starts_with(apart) && apart != "nbd-attach/" {
             ban(&["nbd_attach"], apart);
@@ -206,8 +206,10 @@ pub fn forbidden_imports(source: &Source) -> Vec<String> {
 pub fn forbidden_dependencies(member: &str, manifest: &str) -> Vec<String> {
     let bans: &[&str] = match member {
         "common" => &["tokio", "nbd-server", "nbd-attach", "nix", "rustix"],
-        "nbd-server" => &["nbd-attach"],
-        _ => &["nbd-server"],
+        "nbd-server" => &["nbd-attach", "nbd-crash"],
+        "nbd-crash" => &["nbd-attach"],
+        "recording" => &["tokio", "common", "nbd-server", "nbd-crash"],
+        _ => &["nbd-server", "nbd-crash"],
     };
     let names = manifest.lines().filter_map(|line| line.split(['.', '=', ' ']).next());
     let banned =
@@ -223,7 +225,9 @@ fn room(path: &str) -> Option<&str> {
 }
 
 fn is_product(source: &Source) -> bool {
-    ["common/src/", "nbd-server/src/", "nbd-attach/src/"].iter().any(|dir| source.path.starts_with(dir))
+    ["common/src/", "recording/src/", "nbd-server/src/", "nbd-attach/src/", "nbd-crash/src/"]
+        .iter()
+        .any(|dir| source.path.starts_with(dir))
 }
 
 fn starts_with(path: &str, ban: &str) -> bool {

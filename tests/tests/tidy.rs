@@ -107,7 +107,7 @@ fn imports_follow_the_table() {
 #[test]
 fn manifests_follow_the_table() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for member in ["common", "nbd-server", "nbd-attach", "tests", "vm-tests"] {
+    for member in ["common", "recording", "nbd-server", "nbd-attach", "nbd-crash", "tests", "vm-tests"] {
         let manifest = std::fs::read_to_string(root.join(member).join("Cargo.toml")).unwrap();
         assert_eq!(tidy::forbidden_dependencies(member, &manifest), NOTHING);
     }
@@ -116,6 +116,8 @@ fn manifests_follow_the_table() {
         ("tests", "nbd-server = { path = \"../nbd-server\" }"),
         ("vm-tests", "nbd-attach.workspace = true"),
         ("nbd-attach", "nbd-server.workspace = true"),
+        ("nbd-server", "nbd-crash.workspace = true"),
+        ("recording", "common.workspace = true"),
     ] {
         let manifest = format!("[package]\nname = \"{member}\"\n[dependencies]\n{line}\n");
         assert_eq!(tidy::forbidden_dependencies(member, &manifest).len(), 1, "{member}: {line}");

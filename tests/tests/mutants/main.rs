@@ -16,6 +16,8 @@ use list::{MUTANTS, Mutant};
 use serde_json::Value;
 use tests::tool::end_of;
 
+/// The crates under test, and what they need of ours.
+const CRATES: [&str; 3] = ["common", "nbd-server", "recording"];
 /// Lives per mode with a planted fault; the ordinary run lives more.
 const SEEDS: &str = "1000";
 /// How long the simulation may take without a fault. With one, three times what it took: one that
@@ -51,14 +53,15 @@ impl Copy {
         let manifest =
             std::fs::read_to_string(workspace.join("Cargo.toml")).expect("the workspace's manifest");
         let members = manifest.lines().find(|line| line.starts_with("members")).expect("a list of members");
-        let manifest = manifest.replace(members, r#"members = ["common", "nbd-server"]"#);
-        // Compiling costs more than the few lives that a fault survives.
-        let manifest = manifest.replace("opt-level = 2", "opt-level = 0");
+        let manifest = manifest.replace(members, &format!("members = {CRATES:?}"));
+        // Compiling costs more than the few lives that a fault survives, and nobody will debug it.
+        let manifest =
+            manifest.replace("opt-level = 2", "opt-level = 0") + "\n[profile.dev]\ndebug = false\n";
         std::fs::create_dir_all(&root).expect("a directory for the copy");
         write_if_changed(&root.join("Cargo.toml"), manifest.as_bytes());
         let lock = std::fs::read(workspace.join("Cargo.lock")).expect("the lock file");
         write_if_changed(&root.join("Cargo.lock"), &lock);
-        for member in ["common", "nbd-server"] {
+        for member in CRATES {
             copy_tree(&workspace.join(member), &root.join(member));
         }
         Copy(root)
