@@ -1,20 +1,31 @@
 //! Recordings of real file systems: a guest does what a workload says on a device of ours, and the server records it.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::scene::Scene;
-use crate::steps::Fs;
 use crate::vm::Signal;
 use crate::{guest, paths};
+
+/// A file system that is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// Needs [`crate::Kit::Ext4`].
+    Ext4,
+    /// Needs [`crate::Kit::Xfs`].
+    Xfs,
+    /// Needs [`crate::Kit::Btrfs`].
+    Btrfs,
+}
 
 /// What to record.
 #[derive(Debug, Clone, Copy)]
 pub struct Recording<'a> {
     /// The file system.
-    pub fs: Fs,
+    pub fs: Subject,
     /// The server's durability mode.
     pub mode: &'a str,
     /// Connections, and processors of the guest.
@@ -26,29 +37,40 @@ pub struct Recording<'a> {
 /// Room for a recording.
 const LOG: u64 = 256 << 20;
 
+impl fmt::Display for Subject {
+    /// As mount(8) calls it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
+}
+
 impl Recording<'_> {
-    /// Bytes of the device.
+    /// Bytes of the device: as few as it takes.
     fn size(self) -> &'static str {
         match self.fs {
-            Fs::Ext4 => "32M",
-            Fs::Xfs => "64M",
+            Subject::Ext4 => "32M",
+            Subject::Xfs => "64M",
+            Subject::Btrfs => "128M",
         }
     }
 
     fn make(self, device: &str) -> String {
         match self.fs {
-            Fs::Ext4 => format!(
+            Subject::Ext4 => format!(
                 "mkfs.ext4 -q -F -b 4096 -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 {device}"
             ),
-            Fs::Xfs => format!("mkfs.xfs -q -f --unsupported -l size=8m {device}"),
+            Subject::Xfs => format!("mkfs.xfs -q -f --unsupported -l size=8m {device}"),
+            Subject::Btrfs => format!("mkfs.btrfs -q -f -m single {device}"),
         }
     }
 
     /// Boots a guest, carries the workload out, and gives the recording: a file of the scene's.
     pub fn make_in(self, scene: &Scene) -> Result<PathBuf> {
         let Recording { fs, mode, connections, workload } = self;
-        let log = scene.disk(&format!("{fs:?}-{connections}-{mode}.nbdrec"), LOG)?;
-        let mut vm = scene.vm().cpus(connections.max(2)).disk(&log).boot()?;
+        let log = scene.disk(&format!("{fs}-{connections}-{mode}.nbdrec"), LOG)?;
+        let vm = scene.vm().cpus(connections.max(2)).disk(&log);
+        let vm = if fs == Subject::Btrfs { vm.module("btrfs") } else { vm };
+        let mut vm = vm.boot()?;
         let record = "--record /tmp/log --marks /run/marks";
         let uri = vm.serve("server", &format!("--durability {mode} {record} memory:{}", self.size()))?;
         let device = vm.attach(&uri, &format!("--connections {connections}"))?;

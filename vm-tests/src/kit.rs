@@ -12,6 +12,8 @@ pub enum Kit {
     Ext4,
     /// mkfs.xfs, xfs_repair.
     Xfs,
+    /// mkfs.btrfs.
+    Btrfs,
     /// Debian's nbd-client.
     NbdClient,
     /// nbdkit with its memory, file and nbd plugins, and a few filters.
@@ -80,6 +82,7 @@ impl Kit {
         match self {
             Kit::Ext4 => &["mkfs.ext4", "e2fsck", "dumpe2fs"],
             Kit::Xfs => &["mkfs.xfs", "xfs_repair"],
+            Kit::Btrfs => &["mkfs.btrfs"],
             Kit::NbdClient => &["nbd-client"],
             Kit::Nbdkit => &["nbdkit"],
             Kit::QemuNbd => &["qemu-nbd"],

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vm_tests::crash::{Recording, explorer, keep};
-use vm_tests::{Fs, Kit, Scene, Series};
+use vm_tests::crash::{Recording, Subject, explorer, keep, trace};
+use vm_tests::{Kit, Scene, Series};
 
 use crate::install;
 
@@ -88,9 +88,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if args.kernel.as_ref().is_some_and(|only| only != name) {
             continue;
         }
-        for fs in [Fs::Ext4, Fs::Xfs] {
-            for (mode, connections) in RECORDINGS {
-                let subject = format!("{} {mode} x{connections} on {name}", format!("{fs:?}").to_lowercase());
+        for fs in [Subject::Ext4, Subject::Xfs, Subject::Btrfs] {
+            let recordings = if fs == Subject::Btrfs { &RECORDINGS[1..2] } else { &RECORDINGS };
+            for &(mode, connections) in recordings {
+                let subject = format!("{fs} {mode} x{connections} on {name}");
                 file_system(
                     args,
                     series,
@@ -103,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
     }
+    compare(args, &mut |due, outcome| wrong.extend(tell("ext4, in memory and by 6.12", due, outcome)))?;
     subjects::run(args.seconds, args.seed, &mut |subject, due, outcome| {
         wrong.extend(tell(subject, due, outcome));
     })?;
@@ -119,10 +121,10 @@ fn file_system(
     tell: &mut dyn FnMut(&str, Due, &Outcome),
 ) -> Result<()> {
     let Recording { fs, mode, connections, .. } = recording;
-    let scene = Scene::set("crash", series, &[Kit::Ours, Kit::Ext4, Kit::Xfs])?;
+    let scene = Scene::set("crash", series, &[Kit::Ours, Kit::Ext4, Kit::Xfs, Kit::Btrfs])?;
     let log = recording.make_in(&scene)?;
     if let Some(directory) = &args.keep {
-        let name = format!("{}-{connections}-{mode}.nbdrec.gz", format!("{fs:?}").to_lowercase());
+        let name = format!("{fs}-{connections}-{mode}.nbdrec.gz");
         keep(&log, &directory.join(name))?;
     }
     // What the clients were told is that nothing is promised: then it must be possible to lose something.
@@ -143,19 +145,43 @@ fn file_system(
             args.seed
         )
     };
-    if fs == Fs::Ext4 {
+    if fs == Subject::Ext4 {
         for (contract, due) in all {
             tell("", due, &explore(&log, &format!("--oracle ext4 {}", how(contract, due)))?);
         }
     } else {
-        let mut vm = scene.vm().disk(&log).boot()?;
+        let vm = scene.vm().disk(&log);
+        let vm = if fs == Subject::Btrfs { vm.module("btrfs") } else { vm };
+        let mut vm = vm.boot()?;
         for (contract, due) in all {
             let how = how(contract, due);
             let command =
-                format!("nbd-crash explore /dev/vda --oracle mount:xfs {how} 2>/dev/null; [ $? -lt 2 ]");
+                format!("nbd-crash explore /dev/vda --oracle mount:{fs} {how} 2>/dev/null; [ $? -lt 2 ]");
             let out = vm.run_within(Duration::from_secs(args.seconds) + GRACE, &command)?;
             tell("", due, &serde_json::from_str(&out).with_context(|| out.clone())?);
         }
+    }
+    scene.clear()
+}
+
+/// Has the kernel judge beside the judge in memory: every state of a committed recording that is not random, and for a
+/// time those that broken servers could leave.
+fn compare(args: &Args, tell: &mut dyn FnMut(Due, &Outcome)) -> Result<()> {
+    let scene = Scene::set("crash", Series::V6_12, &[Kit::Ours])?;
+    let copy = scene.scratch().join("recording");
+    std::fs::copy(trace("ext4-4-writeback"), &copy).context("cannot copy the recording")?;
+    let mut vm = scene.vm().disk(copy).boot()?;
+    let mut judge = |how: &str, limit: Duration| -> Result<()> {
+        let command =
+            format!("nbd-crash explore /dev/vda --oracle compare {how} --json 2>/dev/null; [ $? -lt 2 ]");
+        let out = vm.run_within(limit, &command)?;
+        tell(Due::Clean, &serde_json::from_str(&out).with_context(|| out.clone())?);
+        Ok(())
+    };
+    judge("--random 0 --budget 1000000", GRACE * 4)?;
+    for contract in BROKEN {
+        let limit = Duration::from_secs(args.seconds) + GRACE;
+        judge(&format!("--contract {contract} --budget {}s --seed {}", args.seconds, args.seed), limit)?;
     }
     scene.clear()
 }

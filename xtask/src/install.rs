@@ -32,6 +32,7 @@ const PEERS: &[&str] = &[
     "fio",
     "strace",
     "dmsetup",
+    "btrfs-progs",
     "valgrind",
     // Their parts go into a guest that boots with our package.
     "systemd",
@@ -75,7 +76,7 @@ pub(crate) fn for_bench_tls() -> Result<()> {
 
 /// What `cargo xtask crash` needs.
 pub(crate) fn for_crash() -> Result<()> {
-    packages(&["nbdkit", "qemu-utils"])?;
+    packages(&["nbdkit", "qemu-utils", "btrfs-progs"])?;
     [Series::V6_1, Series::V6_12].into_iter().try_for_each(for_demo)
 }
 
