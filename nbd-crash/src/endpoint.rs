@@ -1,7 +1,8 @@
 //! Both ends of blocking sockets: dialled by URI, listened at by address, and brought to transmission.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
@@ -173,6 +174,12 @@ impl Listener {
     pub fn open(address: &str) -> anyhow::Result<Listener> {
         let cannot = || format!("cannot listen at {address}");
         if address.contains('/') {
+            // What one that was killed left behind answers nobody.
+            let left =
+                UnixStream::connect(address).is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused);
+            if left {
+                fs::remove_file(address).with_context(cannot)?;
+            }
             return Ok(Listener::Unix(UnixListener::bind(address).with_context(cannot)?));
         }
         Ok(Listener::Tcp(TcpListener::bind(address).with_context(cannot)?))

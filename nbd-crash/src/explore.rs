@@ -10,7 +10,7 @@ use anyhow::bail;
 use serde::Serialize;
 
 use crate::contract::{Contract, Stability};
-use crate::history::History;
+use crate::history::{Happening, History};
 use crate::image::Base;
 use crate::minimise::{self, Guilt};
 use crate::oracle::Oracle;
@@ -125,8 +125,9 @@ impl Exploration {
             found: Mutex::default(),
             began: Instant::now(),
         };
-        if shared.points.is_empty() {
-            bail!("there is nothing to explore: the recording has no mark of a workload");
+        let marked = self.history.events.iter().any(|event| matches!(event.what, Happening::Mark(_)));
+        if self.only_after_marks && !marked {
+            bail!("the recording has no mark of a workload: nothing is known to be promised");
         }
         thread::scope(|scope| {
             let workers: Vec<_> = (0..self.threads)

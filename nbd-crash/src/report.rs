@@ -1,5 +1,6 @@
 //! The report: one HTML file with the timeline drawn, what was found, and all of it as JSON for scripts.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use crate::explore::{Outcome, Violation};
@@ -10,6 +11,13 @@ use crate::state::Named;
 const EVENT: usize = 4;
 const ROW: usize = 26;
 const TOP: usize = 34;
+/// Rows at most.
+const ROWS_MAX: u16 = 64;
+/// Lanes of a row, and pixels of one.
+const LANES: usize = 5;
+const LANE: usize = 3;
+/// Pixels left of the first event, for the rows' names.
+const LEFT: usize = 96;
 
 const STYLE: &str = "\
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24}\
@@ -50,7 +58,7 @@ pub fn html(history: &History, outcome: &Outcome) -> anyhow::Result<String> {
         (FUA, "write with FUA"),
         (FLUSH, "FLUSH"),
         (MARK, "mark"),
-        (CRASH, "crash that breaks a promise"),
+        (CRASH, "crash that breaks a promise, and writes whose loss is enough"),
     ] {
         write!(out, "<span style=background:{colour}></span>{what}")?;
     }
@@ -77,58 +85,76 @@ pub fn html(history: &History, outcome: &Outcome) -> anyhow::Result<String> {
 }
 
 fn timeline(history: &History, violations: &[Violation]) -> anyhow::Result<String> {
-    let connections = history.events.iter().map(|event| event.connection).max().unwrap_or(0);
-    let (width, height) =
-        (history.events.len() * EVENT + 2 * EVENT, TOP + usize::from(connections) * ROW + ROW);
-    let mut out = format!("<svg xmlns=http://www.w3.org/2000/svg width={width} height={height}>");
-    let row = |connection: u16| TOP + usize::from(connection.max(1) - 1) * ROW;
-    let end = |answered: Option<(usize, u32)>| answered.map_or(history.events.len(), |(at, _)| at);
+    let connections = history.events.iter().map(|event| event.connection).max().unwrap_or(0).min(ROWS_MAX);
+    let (width, height) = (LEFT + (history.events.len() + 2) * EVENT, row(connections) + 2 * ROW);
+    let mut out = format!("<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}'>");
+    for number in 1..=connections {
+        let y = row(number) + ROW / 2;
+        write!(out, "<text x='4' y='{y}' font-size='12'>connection {number}</text>")?;
+    }
+    let lost = violations.iter().flat_map(|violation| &violation.guilt.lost);
+    let guilty: HashSet<u64> = lost.map(|lost| lost.seq).collect();
     for (now, event) in history.events.iter().enumerate() {
-        let x = now * EVENT;
+        let x = LEFT + now * EVENT;
         match &event.what {
             Happening::Write(index) => {
                 let write = &history.writes[*index];
-                let colour = if write.fua { FUA } else { WRITE };
-                let width = (end(write.answered) - now).max(1) * EVENT;
+                let colour = match write.fua {
+                    _ if guilty.contains(&write.seq) => CRASH,
+                    true => FUA,
+                    false => WRITE,
+                };
                 let title = format!("{}: {} bytes at {}", write.seq, write.length, write.offset);
                 // Neighbours that overlap in time get lanes of their own.
-                let y = row(event.connection) + index % 5 * 4;
-                write!(
-                    out,
-                    "<rect x={x} y={y} width={width} height=3 fill={colour}><title>{title}</title></rect>"
-                )?;
+                let y = row(event.connection) + index % LANES * (LANE + 1);
+                bar(&mut out, x, y, wide(history, now, write.answered), LANE, colour, &title)?;
             }
             Happening::Flush(index) => {
                 let flush = &history.flushes[*index];
-                let (y, width) = (row(event.connection), (end(flush.answered) - now).max(1) * EVENT);
-                write!(
-                    out,
-                    "<rect x={x} y={y} width={width} height=22 fill={FLUSH} fill-opacity=.45><title>FLUSH {}</title></rect>",
-                    flush.seq
-                )?;
+                let (y, title) = (row(event.connection), format!("FLUSH {}", flush.seq));
+                bar(&mut out, x, y, wide(history, now, flush.answered), LANES * (LANE + 1), FLUSH, &title)?;
             }
             Happening::Mark(text) => {
-                write!(
-                    out,
-                    "<path d='M{x} 26v-8l4-4 4 4v8z' fill={MARK}><title>{}: {}</title></path>",
-                    event.seq,
-                    escaped(text)
-                )?;
+                let title = format!("{}: {}", event.seq, escaped(text));
+                write!(out, "<path d='M{x} 26v-8l4-4 4 4v8z' fill='{MARK}'><title>{title}</title></path>")?;
             }
             _ => {}
         }
     }
     for violation in violations {
-        let time = Named::parse(history, &violation.state)?.time;
+        let (time, title) = (Named::parse(history, &violation.state)?.time, escaped(&violation.state));
+        let x = LEFT + time * EVENT;
         write!(
             out,
-            "<path d='M{} 0V{height}' stroke={CRASH} stroke-width=1.5><title>{}</title></path>",
-            time * EVENT,
-            escaped(&violation.state)
+            "<path d='M{x} 0V{height}' stroke='{CRASH}' stroke-width='1.5'><title>{title}</title></path>"
         )?;
     }
     out += "</svg>";
     Ok(out)
+}
+
+/// Where a connection's row begins; where there are very many, they share.
+fn row(connection: u16) -> usize {
+    TOP + usize::from(connection.max(1) - 1) % usize::from(ROWS_MAX) * ROW
+}
+
+/// From receipt to answer.
+fn wide(history: &History, now: usize, answered: Option<(usize, u32)>) -> usize {
+    let end = answered.map_or(history.events.len(), |(at, _)| at);
+    (end - now).max(1) * EVENT
+}
+
+fn bar(
+    out: &mut String,
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+    colour: &str,
+    title: &str,
+) -> std::fmt::Result {
+    let place = format!("x='{x}' y='{y}' width='{width}' height='{height}'");
+    write!(out, "<rect {place} fill='{colour}' fill-opacity='.75'><title>{title}</title></rect>")
 }
 
 fn escaped(text: &str) -> String {

@@ -253,6 +253,11 @@ fn mistakes_are_told_in_a_sentence() {
     said(&["explore", &there, "--budget", "soon"], "no budget");
     said(&["explore", &there, "--unit", "100"], "no multiple of 512");
     said(&["serve", &there], "--state");
+    let (log, server) = (path(&directory, "unmarked"), Server::builder().export("memory:1M").unix());
+    assert_eq!(server.args(&["--record", &log]).start().terminate().code, Some(0));
+    said(&["explore", &log, "--oracle", "ext4"], "no mark of a workload");
+    said(&["explore", &log, "--oracle", "ext5"], "there is no oracle");
+    said(&["serve", &log, "--state", "nbd@7"], "names no state");
     said(&["import", &there, &socket], "no log of dm-log-writes");
     said(&["mark", "--to", &socket, "x"], "cannot reach");
     let record = |to: &str, what| {
