@@ -114,6 +114,11 @@ impl Write {
         self.offset + self.length
     }
 
+    /// Whether it covers a sector whole.
+    pub fn covers(&self, sector: u64) -> bool {
+        self.offset <= sector * SECTOR && self.end() >= (sector + 1) * SECTOR
+    }
+
     /// How many sectors it touches.
     pub fn sectors(&self) -> u64 {
         if self.length == 0 { 0 } else { (self.end() - 1) / SECTOR - self.offset / SECTOR + 1 }

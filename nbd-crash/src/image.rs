@@ -81,6 +81,8 @@ pub struct Image {
     base: Base,
     /// Pages that differ from what is below.
     pub pages: Pages,
+    /// Sectors that several writes have a part in.
+    mixed: HashMap<u64, Vec<u32>, BuildHasherDefault<Spread>>,
     /// Changes with the content.
     pub hash: u64,
 }
@@ -88,12 +90,13 @@ pub struct Image {
 impl Image {
     /// The content before the recording.
     pub fn new(base: Base) -> Image {
-        Image { below: None, base, pages: Pages::default(), hash: 0 }
+        Image { below: None, base, pages: Pages::default(), mixed: HashMap::default(), hash: 0 }
     }
 
     /// The same content, which can be changed without changing this one.
     pub fn over(self: &Arc<Image>) -> Image {
-        Image { below: Some(self.clone()), base: self.base.clone(), pages: Pages::default(), hash: self.hash }
+        let (pages, mixed) = (Pages::default(), HashMap::default());
+        Image { below: Some(self.clone()), base: self.base.clone(), pages, mixed, hash: self.hash }
     }
 
     /// A page, if it differs from the base.
@@ -154,9 +157,10 @@ impl Image {
         Ok(())
     }
 
-    /// Applies those sectors of a write, by their place in it, that are wanted and that nothing newer has overwritten.
-    /// `index` is the write's index.
-    pub fn apply(&mut self, index: usize, write: &Write, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+    /// Applies those sectors of a write, by their place in it, that are wanted. Writes take effect in their own order,
+    /// in whatever order they are applied. `index` is the write's index.
+    pub fn apply(&mut self, index: usize, writes: &[Write], wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+        let write = &writes[index];
         let from = u32::try_from(index + 1).expect("a recording has fewer writes");
         let first = write.offset / SECTOR;
         for number in (0..write.sectors()).filter(|number| wanted(*number)) {
@@ -165,14 +169,19 @@ impl Image {
             if write.content == Content::Nothing && self.page(sector * SECTOR / PAGE).is_none() {
                 continue;
             }
+            let mixed = self.mix(sector);
+            if mixed.is_some() || !write.covers(sector) {
+                self.blend(sector, from, writes, mixed.unwrap_or_default())?;
+                continue;
+            }
             let page = self.page_mut(sector * SECTOR / PAGE)?;
-            let place = usize::try_from(sector % SECTORS as u64).expect("few");
+            let place = place(sector);
             if page.from[place] > from {
                 continue;
             }
             page.from[place] = from;
             let before = page.sums[place];
-            let known = put(page, place, sector, write);
+            let known = put(page, sector, write);
             let after = known.unwrap_or_else(|| sum(page.sector(place)));
             page.sums[place] = after;
             self.hash ^= mix(sector, before) ^ mix(sector, after);
@@ -180,33 +189,76 @@ impl Image {
         Ok(())
     }
 
+    /// Applies a write to a sector of which it, or one before it, covers only a part: all that were applied since the
+    /// last that covered the whole take effect again, in their order.
+    fn blend(&mut self, sector: u64, from: u32, writes: &[Write], mut layers: Vec<u32>) -> io::Result<()> {
+        let write = |layer: u32| &writes[layer as usize - 1];
+        if layers.is_empty() {
+            layers.extend(u32::try_from(self.from(sector)).ok().filter(|from| *from > 0));
+        }
+        if let Err(at) = layers.binary_search(&from) {
+            layers.insert(at, from);
+        }
+        let lowest = layers.iter().rposition(|layer| write(*layer).covers(sector)).unwrap_or(0);
+        layers.drain(..lowest);
+        let before = self.base.page(sector * SECTOR / PAGE)?;
+        let page = self.page_mut(sector * SECTOR / PAGE)?;
+        let place = place(sector);
+        let old = page.sums[place];
+        page.data[place * SECTOR_LEN..][..SECTOR_LEN].copy_from_slice(before.sector(place));
+        for layer in &layers {
+            put(page, sector, write(*layer));
+        }
+        page.from[place] = layers.last().copied().unwrap_or(0);
+        page.sums[place] = sum(page.sector(place));
+        let new = page.sums[place];
+        self.hash ^= mix(sector, old) ^ mix(sector, new);
+        self.mixed.insert(sector, layers);
+        Ok(())
+    }
+
+    /// One more than the indices of all writes that a sector's content is made of, if it is of several.
+    fn mix(&self, sector: u64) -> Option<Vec<u32>> {
+        let own = self.mixed.get(&sector).cloned();
+        own.or_else(|| self.below.as_ref().and_then(|below| below.mix(sector)))
+    }
+
     /// Whether anything of a write would still be seen if it were applied.
     pub fn shows(&self, index: usize, write: &Write) -> bool {
         let first = write.offset / SECTOR;
-        (first..first + write.sectors()).any(|sector| self.from(sector) <= index as u64)
+        (first..first + write.sectors()).any(|sector| {
+            let hides = match self.mix(sector) {
+                // The lowest is the last that covered all of it.
+                Some(layers) => layers.first().map_or(0, |layer| u64::from(*layer)),
+                None => self.from(sector),
+            };
+            hides <= index as u64 + 1
+        })
     }
 
     /// One more than the index of the write a sector is from; 0 for the base.
     pub fn from(&self, sector: u64) -> u64 {
-        let place = usize::try_from(sector % SECTORS as u64).expect("few");
-        self.page(sector * SECTOR / PAGE).map_or(0, |page| page.from[place].into())
+        self.page(sector * SECTOR / PAGE).map_or(0, |page| page.from[place(sector)].into())
     }
 }
 
+/// A sector's place in its page.
+fn place(sector: u64) -> usize {
+    usize::try_from(sector % SECTORS as u64).expect("few")
+}
+
 /// Puts what a write has for a sector into its page; gives the sector's new hash if the write knows it.
-fn put(page: &mut Page, place: usize, sector: u64, write: &Write) -> Option<u64> {
+fn put(page: &mut Page, sector: u64, write: &Write) -> Option<u64> {
     let start = (sector * SECTOR).max(write.offset);
     let end = ((sector + 1) * SECTOR).min(write.end());
     let at = usize::try_from(start % PAGE).expect("less than a page");
     let target = &mut page.data[at..][..usize::try_from(end - start).expect("at most a sector")];
-    let whole = target.len() as u64 == SECTOR;
-    debug_assert_eq!(at / SECTOR_LEN, place);
     match &write.content {
         Content::Data(data) => {
             let skip = usize::try_from(start - write.offset).expect("data is in memory");
             target.copy_from_slice(&data[skip..][..target.len()]);
             let number = usize::try_from(sector - write.offset / SECTOR).expect("data is in memory");
-            if whole { write.sums.get(number).copied() } else { None }
+            write.sums.get(number).copied().filter(|_| write.covers(sector))
         }
         Content::Zero | Content::Nothing => {
             target.fill(0);

@@ -57,7 +57,7 @@ impl Kept {
 pub fn content(durable: &Arc<Image>, history: &History, kept: &[Kept]) -> std::io::Result<Image> {
     let mut image = durable.over();
     for Kept { write, part } in kept {
-        image.apply(*write, &history.writes[*write], |sector| part.has(sector))?;
+        image.apply(*write, &history.writes, |sector| part.has(sector))?;
     }
     Ok(image)
 }

@@ -43,7 +43,7 @@ impl Walk {
             }
             let Some(stable) = self.stability.at.get(&now) else { continue };
             for index in stable {
-                durable.apply(*index, &self.history.writes[*index], |_| true)?;
+                durable.apply(*index, &self.history.writes, |_| true)?;
             }
             self.volatile.retain(|index| stable.binary_search(index).is_err());
             // What newer durable writes have hidden for good can be neither lost nor kept any more.

@@ -84,44 +84,40 @@ impl RawOracle {
         let mut found = [0; SECTOR_LEN];
         image.read(sector * SECTOR, &mut found)?;
         let none = Vec::new();
-        let writes = self.by_sector.get(&sector).unwrap_or(&none);
-        let writes = || writes.iter().map(|index| *index as usize).filter(|index| self.is_received(*index));
-        let (start, end) = (sector * SECTOR, (sector + 1) * SECTOR);
+        let indices = self.by_sector.get(&sector).unwrap_or(&none);
+        let writes = || indices.iter().map(|index| *index as usize).filter(|index| self.is_received(*index));
+        let start = sector * SECTOR;
         // Byte by byte, because writes need not cover sectors whole.
-        let mut allowed = [false; SECTOR_LEN];
-        let mut allow = |range: std::ops::Range<u64>, byte_at: &dyn Fn(u64) -> u8| {
-            for at in range {
-                let place = usize::try_from(at - start).expect("less than a sector");
-                allowed[place] |= byte_at(at) == found[place];
-            }
+        let places = |write: &Write| {
+            let place = |at: u64| usize::try_from(at - start).expect("less than a sector");
+            place(start.max(write.offset))..place((start + SECTOR).min(write.end()))
         };
-        let covers =
-            |by: &Write, range: &std::ops::Range<u64>| by.offset <= range.start && by.end() >= range.end;
-        let overwritten = |since: Option<usize>, range: &std::ops::Range<u64>| {
-            writes().filter(|by| self.stability.is_stable(*by, self.promised.time)).any(|by| {
-                let by = &self.front.writes[by];
-                covers(by, range) && since.is_none_or(|since| by.received > since)
-            })
-        };
-        if !overwritten(None, &(start..end)) {
-            let mut before = [0; SECTOR_LEN];
-            Image::new(self.base.clone()).read(start, &mut before)?;
-            allow(start..end, &|at| before[usize::try_from(at - start).expect("less than a sector")]);
-        }
-        for index in writes() {
+        // When the last durable write to each was received.
+        let mut durable: [Option<usize>; SECTOR_LEN] = [None; SECTOR_LEN];
+        for index in writes().filter(|index| self.stability.is_stable(*index, self.promised.time)) {
             let write = &self.front.writes[index];
-            let range = start.max(write.offset)..end.min(write.end());
+            durable[places(write)].iter_mut().for_each(|last| *last = (*last).max(Some(write.received)));
+        }
+        let mut before = [0; SECTOR_LEN];
+        Image::new(self.base.clone()).read(start, &mut before)?;
+        let mut allowed = [false; SECTOR_LEN];
+        for place in 0..SECTOR_LEN {
+            allowed[place] = durable[place].is_none() && before[place] == found[place];
+        }
+        for write in writes().map(|index| &self.front.writes[index]) {
             // What was not answered yet is overwritten by nobody.
             let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
-            if answered.is_some_and(|answered| overwritten(Some(answered), &range)) {
-                continue;
-            }
-            match &write.content {
-                Content::Nothing => return Ok(true),
-                Content::Zero => allow(range, &|_| 0),
-                Content::Data(data) => {
-                    allow(range, &|at| data[usize::try_from(at - write.offset).expect("data is in memory")]);
-                }
+            for place in places(write) {
+                let overwritten = answered.is_some_and(|at| durable[place].is_some_and(|last| last > at));
+                let is_it = match &write.content {
+                    Content::Nothing => true,
+                    Content::Zero => found[place] == 0,
+                    Content::Data(data) => {
+                        let skip = start + place as u64 - write.offset;
+                        data[usize::try_from(skip).expect("data is in memory")] == found[place]
+                    }
+                };
+                allowed[place] |= is_it && !overwritten;
             }
         }
         Ok(allowed.iter().all(|allowed| *allowed))
