@@ -1,0 +1,20 @@
+//! Everything that takes a machine: one program, so that no processor idles while one file's last test ends.
+
+mod attach;
+mod contract;
+mod crash;
+mod cuts;
+mod encrypted;
+mod filesystems;
+mod flush_errors;
+mod flushes;
+mod harness;
+mod keep;
+mod kills;
+mod life_cycle;
+mod package;
+mod peers;
+mod power;
+mod races;
+mod storm;
+mod vsock;
