@@ -70,6 +70,15 @@ impl Stream {
         };
     }
 
+    /// Says that nothing more will be sent.
+    pub fn finish(&self) {
+        // It may have ended by itself.
+        let _ = match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
     fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.set_read_timeout(patience),

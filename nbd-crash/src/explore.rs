@@ -148,8 +148,10 @@ impl Exploration {
         let (states, seconds) = (shared.judged.load(Ordering::Relaxed), shared.began.elapsed().as_secs_f64());
         let volatile_max = usize::try_from(shared.volatile_max.load(Ordering::Relaxed))?;
         let points = shared.points.len();
-        let Found { first, violations, error } =
+        let Found { first, mut violations, error } =
             shared.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Threads may have found their last at the same time.
+        violations.truncate(self.violations_max);
         match error {
             Some(error) => Err(error),
             None => Ok(Outcome {

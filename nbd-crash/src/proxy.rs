@@ -108,7 +108,11 @@ impl Proxy {
                 done
             });
             let requests = self.requests(client.try_clone()?, server.try_clone()?, &tap, &pending);
-            client.close_both(&server);
+            match requests {
+                // The server answers what it has received, and closes.
+                Ok(()) => server.finish(),
+                Err(_) => client.close_both(&server),
+            }
             let replies = replies.join().unwrap_or_else(|_| bail!("passing replies on panicked"));
             requests.and(replies)
         })

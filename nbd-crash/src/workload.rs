@@ -8,7 +8,7 @@
 //! | `write F BLOCK COUNT` | writes blocks, through the page cache |
 //! | `append F COUNT` | writes blocks at the end |
 //! | `dwrite F BLOCK COUNT` | writes blocks past the page cache (O_DIRECT) |
-//! | `rename F G`, `link F G`, `unlink F`, `mkdir D` | change names |
+//! | `rename F G`, `link F G`, `unlink F`, `mkdir D`, `rmdir D` | change names |
 //! | `trunc F COUNT` | sets the length |
 //! | `punch F BLOCK COUNT`, `zero F BLOCK COUNT` | make a range read as zero, by a hole or by unwritten blocks |
 //! | `fsync F`, `fdatasync F`, `dirsync D`, `sync` | make durable: a promise |

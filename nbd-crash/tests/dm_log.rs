@@ -37,7 +37,7 @@ fn import(log: &[u8], size: Option<u64>) -> anyhow::Result<Vec<u8>> {
 
 #[test]
 fn recordings_come_back_as_they_were() {
-    for name in ["ext4-4-writeback", "xfs-4-early-ack"] {
+    for name in ["ext4-4-writeback-ordinary", "xfs-4-early-ack-ordinary"] {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("traces").join(name).with_extension("nbdrec.gz");
         let mut recording = Vec::new();

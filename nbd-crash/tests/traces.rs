@@ -18,7 +18,13 @@ use nbd_crash::walk::Walk;
 use proptest::prelude::*;
 
 /// Recordings of an honest server, by mode and connections.
-const HONEST: [&str; 4] = ["1-writeback", "4-writeback", "4-writethrough", "4-early-ack"];
+const HONEST: [&str; 5] = [
+    "1-writeback-ordinary",
+    "4-writeback-ordinary",
+    "4-writethrough-ordinary",
+    "4-early-ack-ordinary",
+    "4-writeback-busy",
+];
 
 fn trace(name: &str) -> Arc<History> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces");
@@ -74,7 +80,7 @@ fn ext4_keeps_its_promises_on_an_honest_device() {
 
 #[test]
 fn a_broken_device_is_found_out_and_the_guilty_write_is_named() {
-    for name in ["ext4-1-writeback", "ext4-4-writeback"] {
+    for name in ["ext4-1-writeback-ordinary", "ext4-4-writeback-ordinary"] {
         let history = trace(name);
         for contract in broken(name) {
             let outcome = by_ext4(&history, contract, 1_000);
@@ -92,15 +98,19 @@ fn a_broken_device_is_found_out_and_the_guilty_write_is_named() {
 
 #[test]
 fn a_server_that_promised_nothing_is_found_out() {
-    let outcome = by_ext4(&trace("ext4-4-unsafe"), Contract::Unsafe, 1_000);
+    let outcome = by_ext4(&trace("ext4-4-unsafe-ordinary"), Contract::Unsafe, 1_000);
     assert!(outcome.first_violation.is_some());
 }
 
 #[test]
 fn bytes_tell_honest_devices_from_broken_ones_on_any_file_system() {
-    for name in
-        ["xfs-1-writeback", "xfs-4-writeback", "xfs-4-early-ack", "xfs-4-writethrough", "xfs-4-unsafe"]
-    {
+    for name in [
+        "xfs-1-writeback-ordinary",
+        "xfs-4-writeback-ordinary",
+        "xfs-4-early-ack-ordinary",
+        "xfs-4-writethrough-ordinary",
+        "xfs-4-unsafe-ordinary",
+    ] {
         let history = trace(name);
         let outcome = by_bytes(&history, Contract::Nbd, 300);
         assert!(outcome.violations.is_empty(), "{name}: {:#?}", outcome.violations);
@@ -114,7 +124,7 @@ fn bytes_tell_honest_devices_from_broken_ones_on_any_file_system() {
 
 #[test]
 fn a_state_is_had_again_by_its_name() {
-    let history = trace("ext4-4-writeback");
+    let history = trace("ext4-4-writeback-ordinary");
     let outcome = by_ext4(&history, Contract::NoFua, 500);
     for violation in &outcome.violations {
         for name in [&violation.state, &violation.guilt.state] {
@@ -139,7 +149,7 @@ proptest! {
     /// A file system that something else has written to is judged, too: whatever it says is followed nowhere.
     #[test]
     fn a_damaged_file_system_harms_nobody(damage in prop::collection::vec((0_u64..6000, any::<[u8; 8]>()), 1..30)) {
-        let history = trace("ext4-4-writeback");
+        let history = trace("ext4-4-writeback-ordinary");
         let stability = Arc::new(Contract::Nbd.stability(&history));
         let mut walk = Walk::new(history.clone(), stability, Base::default());
         walk.go(history.events.len() / 2).unwrap();

@@ -152,7 +152,7 @@ proptest! {
     }
 
     #[test]
-    fn lines_are_read_as_they_were_written(text in "(create|unlink|fsync|mkdir) [A-Z]{1,3}|(write|punch) A [0-9] [1-9]") {
+    fn lines_are_read_as_they_were_written(text in "(create|unlink|fsync|mkdir|rmdir) [A-Z]{1,3}|(write|punch) A [0-9] [1-9]") {
         let operation: Operation = text.parse().unwrap();
         prop_assert_eq!(operation.to_string(), text);
     }

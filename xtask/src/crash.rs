@@ -30,12 +30,21 @@ pub(crate) struct Args {
     keep: Option<PathBuf>,
 }
 
-/// Modes and connections.
-const RECORDINGS: [(&str, u32); 5] =
-    [("writeback", 1), ("writeback", 4), ("writethrough", 4), ("early-ack", 4), ("unsafe", 4)];
+/// A name and a text.
+type Workload = (&'static str, &'static str);
+const ORDINARY: Workload = ("ordinary", include_str!("../../nbd-crash/workloads/ordinary.txt"));
+const BUSY: Workload = ("busy", include_str!("../../nbd-crash/workloads/busy.txt"));
+/// Modes and connections, and what is done.
+const RECORDINGS: [(&str, u32, Workload); 6] = [
+    ("writeback", 1, ORDINARY),
+    ("writeback", 4, ORDINARY),
+    ("writethrough", 4, ORDINARY),
+    ("early-ack", 4, ORDINARY),
+    ("unsafe", 4, ORDINARY),
+    ("writeback", 4, BUSY),
+];
 /// Contracts that break the protocol's.
 const BROKEN: [&str; 5] = ["unsafe", "no-fua", "no-flush", "late-flush", "own-connection"];
-const WORKLOAD: &str = include_str!("../../nbd-crash/workloads/ordinary.txt");
 /// States among which a broken contract must be found out.
 const STATES_MAX: u64 = 1000;
 /// What a guest may take longer than it was told, or for so many states.
@@ -80,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     vm_tests::guest::build_visibly()?;
     println!(
-        "{:<34} {:>14} {:>8} {:>9} {:>6} {:>7}",
+        "{:<38} {:>14} {:>8} {:>9} {:>6} {:>7}",
         "subject", "contract", "states", "states/s", "first", "checks"
     );
     let mut wrong = Vec::new();
@@ -88,19 +97,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if args.kernel.as_ref().is_some_and(|only| only != name) {
             continue;
         }
-        for fs in [Subject::Ext4, Subject::Xfs, Subject::Btrfs] {
-            let recordings = if fs == Subject::Btrfs { &RECORDINGS[1..2] } else { &RECORDINGS };
-            for &(mode, connections) in recordings {
-                let subject = format!("{fs} {mode} x{connections} on {name}");
-                file_system(
-                    args,
-                    series,
-                    Recording { fs, mode, connections, workload: WORKLOAD },
-                    &mut |how, due, outcome| {
-                        wrong.extend(tell(&format!("{subject}{how}"), due, outcome));
-                    },
-                )
-                .context(subject.clone())?;
+        for (fs, recordings) in [
+            (Subject::Ext4, &RECORDINGS[..]),
+            (Subject::Xfs, &RECORDINGS[..5]),
+            (Subject::Btrfs, &RECORDINGS[1..2]),
+        ] {
+            for &(mode, connections, workload) in recordings {
+                let subject = format!("{fs} {mode} x{connections} {} on {name}", workload.0);
+                let mut told = |due, outcome: &Outcome| wrong.extend(tell(&subject, due, outcome));
+                let recording = Recording { fs, mode, connections, workload: workload.1 };
+                file_system(args, series, recording, workload.0, &mut told).context(subject.clone())?;
             }
         }
     }
@@ -118,13 +124,14 @@ fn file_system(
     args: &Args,
     series: Series,
     recording: Recording<'_>,
-    tell: &mut dyn FnMut(&str, Due, &Outcome),
+    workload: &str,
+    tell: &mut dyn FnMut(Due, &Outcome),
 ) -> Result<()> {
     let Recording { fs, mode, connections, .. } = recording;
     let scene = Scene::set("crash", series, &[Kit::Ours, Kit::Ext4, Kit::Xfs, Kit::Btrfs])?;
     let log = recording.make_in(&scene)?;
     if let Some(directory) = &args.keep {
-        let name = format!("{fs}-{connections}-{mode}.nbdrec.gz");
+        let name = format!("{fs}-{connections}-{mode}-{workload}.nbdrec.gz");
         keep(&log, &directory.join(name))?;
     }
     // What the clients were told is that nothing is promised: then it must be possible to lose something.
@@ -147,7 +154,7 @@ fn file_system(
     };
     if fs == Subject::Ext4 {
         for (contract, due) in all {
-            tell("", due, &explore(&log, &format!("--oracle ext4 {}", how(contract, due)))?);
+            tell(due, &explore(&log, &format!("--oracle ext4 {}", how(contract, due)))?);
         }
     } else {
         let vm = scene.vm().disk(&log);
@@ -158,7 +165,7 @@ fn file_system(
             let command =
                 format!("nbd-crash explore /dev/vda --oracle mount:{fs} {how} 2>/dev/null; [ $? -lt 2 ]");
             let out = vm.run_within(Duration::from_secs(args.seconds) + GRACE, &command)?;
-            tell("", due, &serde_json::from_str(&out).with_context(|| out.clone())?);
+            tell(due, &serde_json::from_str(&out).with_context(|| out.clone())?);
         }
     }
     scene.clear()
@@ -169,7 +176,7 @@ fn file_system(
 fn compare(args: &Args, tell: &mut dyn FnMut(Due, &Outcome)) -> Result<()> {
     let scene = Scene::set("crash", Series::V6_12, &[Kit::Ours])?;
     let copy = scene.scratch().join("recording");
-    std::fs::copy(trace("ext4-4-writeback"), &copy).context("cannot copy the recording")?;
+    std::fs::copy(trace("ext4-4-writeback-ordinary"), &copy).context("cannot copy the recording")?;
     let mut vm = scene.vm().disk(copy).boot()?;
     let mut judge = |how: &str, limit: Duration| -> Result<()> {
         let command =
@@ -199,7 +206,7 @@ fn tell(subject: &str, due: Due, outcome: &Outcome) -> Option<String> {
     let rate = *states as f64 / seconds.max(0.001);
     let first = first_violation.map_or("-".to_owned(), |first| first.to_string());
     let checks = violations.first().map_or("-".to_owned(), |first| first.guilt.checks.to_string());
-    println!("{subject:<34} {contract:>14} {states:>8} {rate:>9.1} {first:>6} {checks:>7}");
+    println!("{subject:<38} {contract:>14} {states:>8} {rate:>9.1} {first:>6} {checks:>7}");
     match (due, violations.first()) {
         (Due::Clean, Some(first)) => {
             Some(format!("{subject}, {contract}: {}: {}", first.state, first.faults.join("; ")))

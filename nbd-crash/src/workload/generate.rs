@@ -77,7 +77,7 @@ fn is_possible(sequence: &[Operation]) -> bool {
             there
         }
         Operation::Link(from, to) => names.contains(from) && names.insert(to.clone()),
-        Operation::Unlink(path) => names.remove(path),
+        Operation::Unlink(path) | Operation::RemoveDirectory(path) => names.remove(path),
         Operation::Write(path, _)
         | Operation::Append(path, _)
         | Operation::DirectWrite(path, _)

@@ -137,7 +137,9 @@ impl Model {
                 let thing = self.bound(from)?;
                 self.bind(to, thing, false);
             }
-            Operation::Unlink(path) => self.bind(path, Thing::Absent, false),
+            Operation::Unlink(path) | Operation::RemoveDirectory(path) => {
+                self.bind(path, Thing::Absent, false);
+            }
             Operation::Write(path, blocks) | Operation::DirectWrite(path, blocks) => {
                 self.file(path)?.write(blocks.first, blocks.count, Some(number));
             }

@@ -40,6 +40,8 @@ pub enum Operation {
     Unlink(String),
     /// A directory.
     MakeDirectory(String),
+    /// An empty directory goes.
+    RemoveDirectory(String),
     /// A length in blocks.
     Truncate(String, u64),
     /// A hole.
@@ -82,6 +84,7 @@ impl FromStr for Operation {
             "link" => Operation::Link(path()?, path()?),
             "unlink" => Operation::Unlink(path()?),
             "mkdir" => Operation::MakeDirectory(path()?),
+            "rmdir" => Operation::RemoveDirectory(path()?),
             "fsync" => Operation::Fsync(path()?),
             "fdatasync" => Operation::Fdatasync(path()?),
             "dirsync" => Operation::DirectorySync(path()?),
@@ -127,6 +130,7 @@ impl fmt::Display for Operation {
             Operation::Link(from, to) => write!(f, "link {from} {to}"),
             Operation::Unlink(path) => write!(f, "unlink {path}"),
             Operation::MakeDirectory(path) => write!(f, "mkdir {path}"),
+            Operation::RemoveDirectory(path) => write!(f, "rmdir {path}"),
             Operation::Truncate(path, count) => write!(f, "trunc {path} {count}"),
             Operation::Punch(path, blocks) => write!(f, "punch {path} {}", range(blocks)),
             Operation::Zero(path, blocks) => write!(f, "zero {path} {}", range(blocks)),

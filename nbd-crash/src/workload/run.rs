@@ -91,6 +91,7 @@ impl Runner<'_> {
                 self.files.remove(path);
             }
             Operation::MakeDirectory(path) => fs::create_dir(at(path))?,
+            Operation::RemoveDirectory(path) => fs::remove_dir(at(path))?,
             Operation::Truncate(path, count) => {
                 self.open(path, 0)?.set_len(count * BLOCK)?;
                 self.resize(path, |_| *count)?;

@@ -18,7 +18,7 @@ const COMPARED: [u64; 2] = [120, 25];
 
 on_both_kernels!(the_judge_in_memory_says_what_the_kernel_says, Ours);
 fn the_judge_in_memory_says_what_the_kernel_says(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().disk(copy(scene, "ext4-4-writeback")?).boot()?;
+    let mut vm = scene.vm().disk(copy(scene, "ext4-4-writeback-ordinary")?).boot()?;
     let [honest, broken] = COMPARED;
     let mut told = explored(&mut vm, &format!("--oracle compare --budget {honest}"))?;
     for contract in BROKEN {
@@ -30,7 +30,7 @@ fn the_judge_in_memory_says_what_the_kernel_says(scene: &Scene) -> Result<()> {
 
 on_both_kernels!(xfs_keeps_its_promises_if_the_device_does, Ours);
 fn xfs_keeps_its_promises_if_the_device_does(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().disk(copy(scene, "xfs-4-writeback")?).boot()?;
+    let mut vm = scene.vm().disk(copy(scene, "xfs-4-writeback-ordinary")?).boot()?;
     let mut told = explored(&mut vm, "--oracle mount:xfs --budget 60")?;
     for contract in &BROKEN[..2] {
         told += &caught(&mut vm, contract)?;
