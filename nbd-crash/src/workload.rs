@@ -12,6 +12,7 @@
 //! | `trunc F COUNT` | sets the length |
 //! | `punch F BLOCK COUNT`, `zero F BLOCK COUNT` | make a range read as zero, by a hole or by unwritten blocks |
 //! | `fsync F`, `fdatasync F`, `dirsync D`, `sync` | make durable: a promise |
+//! | `fill COUNT` | takes blocks from what is free |
 //! | `noise N` | N threads write other files, and sync them now and then, from here to the end |
 //! | `mark TEXT` | puts a mark into the recording |
 //!

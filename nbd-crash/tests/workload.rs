@@ -133,6 +133,7 @@ fn mistakes_are_told_with_their_line() {
         ("write A 0", "a number is missing"),
         ("write A 4096 1", "at most 4096"),
         ("append A 0", "not between"),
+        ("fill 0", "not between"),
         ("create noise/1", "belongs to the noise"),
     ] {
         let error = format!("{:#}", parse(&format!("# a comment\n{text}")).unwrap_err());

@@ -86,6 +86,10 @@ fn is_possible(sequence: &[Operation]) -> bool {
         | Operation::Zero(path, _)
         | Operation::Fsync(path)
         | Operation::Fdatasync(path) => names.contains(path),
-        Operation::DirectorySync(_) | Operation::Sync | Operation::Noise(_) | Operation::Mark(_) => true,
+        Operation::DirectorySync(_)
+        | Operation::Sync
+        | Operation::Fill(_)
+        | Operation::Noise(_)
+        | Operation::Mark(_) => true,
     })
 }

@@ -152,7 +152,11 @@ impl Model {
             Operation::Truncate(path, count) => self.file(path)?.truncate(*count),
             // A promise is made at its end.
             Operation::Fsync(path) | Operation::Fdatasync(path) => drop(self.bound(path)?),
-            Operation::DirectorySync(_) | Operation::Sync | Operation::Noise(_) | Operation::Mark(_) => {}
+            Operation::DirectorySync(_)
+            | Operation::Sync
+            | Operation::Fill(_)
+            | Operation::Noise(_)
+            | Operation::Mark(_) => {}
         }
         Ok(())
     }

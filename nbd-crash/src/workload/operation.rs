@@ -56,6 +56,8 @@ pub enum Operation {
     DirectorySync(String),
     /// Everything is durable.
     Sync,
+    /// Blocks are taken from what is free, for nothing that is looked at.
+    Fill(u64),
     /// Threads that write other files.
     Noise(u64),
     /// For whoever reads the recording.
@@ -95,6 +97,7 @@ impl FromStr for Operation {
             "zero" => Operation::Zero(path()?, range(&mut words)?),
             "append" => Operation::Append(path()?, number(&mut words, 1)?),
             "trunc" => Operation::Truncate(path()?, number(&mut words, 0)?),
+            "fill" => Operation::Fill(number(&mut words, 1)?),
             "noise" => Operation::Noise(number(&mut words, 1)?),
             _ => bail!("there is no operation {word:?}"),
         };
@@ -138,6 +141,7 @@ impl fmt::Display for Operation {
             Operation::Fdatasync(path) => write!(f, "fdatasync {path}"),
             Operation::DirectorySync(path) => write!(f, "dirsync {path}"),
             Operation::Sync => f.write_str("sync"),
+            Operation::Fill(count) => write!(f, "fill {count}"),
             Operation::Noise(count) => write!(f, "noise {count}"),
             Operation::Mark(text) => write!(f, "mark {text}"),
         }

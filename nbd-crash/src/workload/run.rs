@@ -17,6 +17,9 @@ use nix::libc;
 use super::operation::{BLOCK, BLOCK_LEN, Blocks, Operation};
 use super::sector::{Origin, SECTOR};
 
+/// Where what nobody looks at is, below the root.
+const NOISE: &str = "noise";
+
 /// Where marks go.
 pub struct Marker(Option<BufReader<UnixStream>>);
 
@@ -108,6 +111,12 @@ impl Runner<'_> {
             Operation::Fdatasync(path) => self.open(path, 0)?.sync_data()?,
             Operation::DirectorySync(path) => File::open(at(path.trim_start_matches('/')))?.sync_all()?,
             Operation::Sync => nix::unistd::syncfs(File::open(self.root)?)?,
+            Operation::Fill(count) => {
+                let directory = self.root.join(NOISE);
+                fs::create_dir_all(&directory)?;
+                let file = File::create_new(directory.join(format!("filler{number}")))?;
+                fallocate(file, FallocateFlags::empty(), 0, i64::try_from(count * BLOCK)?)?;
+            }
             Operation::Noise(count) => self.noise.begin(self.root, *count)?,
             Operation::Mark(_) => unreachable!("marks are sent, not carried out"),
         }
@@ -161,7 +170,7 @@ struct Noise {
 
 impl Noise {
     fn begin(&mut self, root: &Path, count: u64) -> anyhow::Result<()> {
-        let directory = root.join("noise");
+        let directory = root.join(NOISE);
         fs::create_dir_all(&directory)?;
         for number in 0..count {
             let (path, stop) = (directory.join(format!("{number}")), self.stop.clone());
