@@ -1,7 +1,7 @@
 //! The content of an export at a crash: pages in memory over a base. Each sector knows the write that it has last
 //! seen, and the whole knows a hash of its content that changes with it, by which equal states are found.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
@@ -163,12 +163,7 @@ impl Image {
         let write = &writes[index];
         let from = u32::try_from(index + 1).expect("a recording has fewer writes");
         let first = write.offset / SECTOR;
-        for number in (0..write.sectors()).filter(|number| wanted(*number)) {
-            let sector = first + number;
-            // Where nothing ever was, nothing need be thrown away; and whatever was on its way may be there after all.
-            if write.content == Content::Nothing && self.page(sector * SECTOR / PAGE).is_none() {
-                continue;
-            }
+        for sector in self.sectors(write).filter(|sector| wanted(*sector - first)) {
             let mixed = self.mix(sector);
             if mixed.is_some() || !write.covers(sector) {
                 self.blend(sector, from, writes, mixed.unwrap_or_default())?;
@@ -187,6 +182,19 @@ impl Image {
             self.hash ^= mix(sector, before) ^ mix(sector, after);
         }
         Ok(())
+    }
+
+    /// The sectors of a write that it has anything to do with. Where nothing ever was, nothing need be thrown away, and
+    /// whatever was on its way may be there after all; and what is thrown away is often a whole device.
+    fn sectors(&self, write: &Write) -> Box<dyn Iterator<Item = u64>> {
+        let all = write.offset / SECTOR..write.offset / SECTOR + write.sectors();
+        if write.content != Content::Nothing {
+            return Box::new(all);
+        }
+        let pages = all.start * SECTOR / PAGE..=all.end.saturating_sub(1) * SECTOR / PAGE;
+        let there: BTreeSet<u64> = self.every_page().copied().filter(|page| pages.contains(page)).collect();
+        let sectors = there.into_iter().flat_map(|page| page * SECTORS as u64..(page + 1) * SECTORS as u64);
+        Box::new(sectors.filter(move |sector| all.contains(sector)))
     }
 
     /// Applies a write to a sector of which it, or one before it, covers only a part: all that were applied since the

@@ -70,7 +70,7 @@
 //! ```
 //!
 //! Crashes are tried where most can be lost, right before a FLUSH or FUA is answered, and where most was promised,
-//! right after each mark. At each such point: nothing kept, all kept, each write alone, each missing, every subset of
+//! right after each mark, or after such an answer where marks are not asked for. At each such point: nothing kept, all kept, each write alone, each missing, every subset of
 //! four and fewer, and random ones, of which every other has torn writes. Equal content under equal promises is judged
 //! once.
 //!

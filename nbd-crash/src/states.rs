@@ -16,17 +16,26 @@ const CHANCES: [f64; 4] = [0.5, 0.2, 0.8, 0.95];
 const TEAR: f64 = 0.15;
 
 /// When to crash: just before each durable promise is made, when most can be lost; right after each mark, when most
-/// was promised; and at the end. Where there are marks, only from the first on: nothing was promised before.
+/// was promised; and at the end. Who knows only of promises that are marked looks from the first mark on; for others the
+/// moment right after a durable answer is one, too.
 pub fn crash_points(history: &History, only_after_marks: bool) -> Vec<usize> {
     let first = history.events.iter().position(|event| matches!(event.what, Happening::Mark(_)));
     let from = first.filter(|_| only_after_marks).map_or(0, |mark| mark + 1);
     let mut points: Vec<usize> = Vec::new();
     for (now, event) in history.events.iter().enumerate() {
-        match event.what {
-            Happening::FlushAnswered(_) => points.push(now),
-            Happening::WriteAnswered(write) if history.writes[write].fua => points.push(now),
-            Happening::Mark(_) => points.push(now + 1),
-            _ => {}
+        let promises = match event.what {
+            Happening::FlushAnswered(_) => true,
+            Happening::WriteAnswered(write) => history.writes[write].fua,
+            Happening::Mark(_) => {
+                points.push(now + 1);
+                false
+            }
+            _ => false,
+        };
+        if promises {
+            points.push(now);
+            // Where there are marks, one tells what follows from it.
+            points.extend((!only_after_marks).then_some(now + 1));
         }
     }
     points.push(history.events.len());

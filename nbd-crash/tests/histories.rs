@@ -212,3 +212,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_whole_device_that_is_thrown_away_costs_nothing() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("recording");
+    let size = 1_u64 << 44;
+    let header = Header { size, flags: 1, began_ns: 0, name: String::new() };
+    let recorder = Recorder::again(File::create_new(&path).unwrap(), &header).unwrap();
+    let request = |command: CommandType, offset, length, data| {
+        What::Request(Request { cookie: 0, offset, length, command: command.0, flags: 0, data })
+    };
+    for (seq, request) in (1..).step_by(2).zip([
+        request(CommandType::WRITE, 4096, 512, vec![1; 512]),
+        request(CommandType::TRIM, 0, size, vec![]),
+        request(CommandType::WRITE, size - 512, 512, vec![2; 512]),
+        request(CommandType::FLUSH, 0, 0, vec![]),
+        request(CommandType::TRIM, 0, size, vec![]),
+    ]) {
+        recorder.record(1, &request).unwrap();
+        recorder.record(1, &What::Answer { request: seq, error: 0 }).unwrap();
+    }
+    let history = Arc::new(History::open(&path).unwrap());
+    assert!(explored(&history, Contract::Nbd).violations.is_empty());
+    assert!(!explored(&history, Contract::NoFlush).violations.is_empty());
+}

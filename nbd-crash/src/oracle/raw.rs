@@ -24,7 +24,12 @@ pub struct RawOracle {
     base: Base,
     /// The writes of `front` that touch a sector, in the order of receipt.
     by_sector: HashMap<u64, Vec<u32>>,
+    /// Those that touch very many: a TRIM often covers the whole device.
+    wide: Vec<u32>,
 }
+
+/// Sectors of a write that is looked for among all rather than under each of them: 8 MiB.
+const WIDE_MIN: u64 = 16_384;
 
 impl RawOracle {
     /// The states are those of `states`, the promises those of `front`, often the same.
@@ -32,12 +37,17 @@ impl RawOracle {
         let stability = Arc::new(Contract::Nbd.stability(&front));
         let promised = Walk::new(front.clone(), stability.clone(), base.clone());
         let mut by_sector: HashMap<u64, Vec<u32>> = HashMap::new();
+        let mut wide = Vec::new();
         for (index, write) in (0..).zip(&front.writes) {
             let first = write.offset / SECTOR;
+            if write.sectors() > WIDE_MIN {
+                wide.push(index);
+                continue;
+            }
             (first..first + write.sectors())
                 .for_each(|sector| by_sector.entry(sector).or_default().push(index));
         }
-        RawOracle { states, front, stability, promised, base, by_sector }
+        RawOracle { states, front, stability, promised, base, by_sector, wide }
     }
 
     /// The time in the recording of promises: what had happened there when the other had come so far.
@@ -85,8 +95,13 @@ impl RawOracle {
         image.read(sector * SECTOR, &mut found)?;
         let none = Vec::new();
         let indices = self.by_sector.get(&sector).unwrap_or(&none);
-        let writes = || indices.iter().map(|index| *index as usize).filter(|index| self.is_received(*index));
         let start = sector * SECTOR;
+        let touches = |write: &Write| write.offset < start + SECTOR && write.end() > start;
+        let wide = || self.wide.iter().filter(|index| touches(&self.front.writes[**index as usize]));
+        let writes = || {
+            let indices = indices.iter().chain(wide()).map(|index| *index as usize);
+            indices.filter(|index| self.is_received(*index))
+        };
         // Byte by byte, because writes need not cover sectors whole.
         let places = |write: &Write| {
             let place = |at: u64| usize::try_from(at - start).expect("less than a sector");
