@@ -145,7 +145,8 @@ fn no_machine_outlives_its_test() {
     Scene::play("outlives", Series::V6_1, &[], |scene| {
         let told = scene.scratch().join("pid");
         let mut test = Command::new(std::env::current_exe()?);
-        let mut test = test.args(["--exact", "harness::held"]).env(HOLD, &told).stdout(Stdio::null()).spawn()?;
+        let mut test =
+            test.args(["--exact", "harness::held"]).env(HOLD, &told).stdout(Stdio::null()).spawn()?;
         let pid: u32 = loop {
             ensure!(test.try_wait()?.is_none(), "the held test ended");
             if let Some(pid) =
