@@ -56,9 +56,11 @@ fn base(path: Option<&Path>) -> anyhow::Result<Base> {
 
 fn compare(check: &Check) -> anyhow::Result<ExitCode> {
     let history = Arc::new(History::open(&check.log)?);
-    let mut oracle = RawOracle::new(history.clone(), history.clone(), base(check.base.as_deref())?);
+    let before = base(check.base.as_deref())?;
     let left = Base::open(&check.image).with_context(|| format!("cannot open {}", check.image.display()))?;
-    let faults = oracle.judge(history.events.len(), &Arc::new(Image::new(left)))?;
+    let left = Image::left(left, &before, history.header.size).context("cannot read the image")?;
+    let mut oracle = RawOracle::new(history.clone(), history.clone(), before);
+    let faults = oracle.judge(history.events.len(), &Arc::new(left))?;
     for fault in &faults {
         println!("{fault}");
     }

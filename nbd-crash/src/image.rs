@@ -93,6 +93,17 @@ impl Image {
         Image { below: None, base, pages: Pages::default(), mixed: HashMap::default(), hash: 0 }
     }
 
+    /// What was left of a device of `size` bytes, as what differs from what was there before.
+    pub fn left(left: Base, before: &Base, size: u64) -> io::Result<Image> {
+        let mut image = Image::new(left);
+        for number in 0..size.div_ceil(PAGE) {
+            if image.base.page(number)?.sums != before.page(number)?.sums {
+                image.page_mut(number)?;
+            }
+        }
+        Ok(image)
+    }
+
     /// The same content, which can be changed without changing this one.
     pub fn over(self: &Arc<Image>) -> Image {
         let (pages, mixed) = (Pages::default(), HashMap::default());

@@ -1,5 +1,5 @@
-//! Which of the writes that a state has lost matter: the fewest without which the promise is still broken, all others
-//! being kept (delta debugging, Zeller and Hildebrandt 2002).
+//! Which of the writes that a state has lost matter: a set without which the promise is still broken, all others being
+//! kept, and of which none can be left out (after Junker's QuickXplain, AAAI 2004).
 
 use std::sync::Arc;
 
@@ -104,34 +104,28 @@ impl Search<'_> {
         Ok(guilty)
     }
 
-    /// Leaves out what can be left out, in halves, quarters and so on.
+    /// Leaves out what can be left out. The shortest beginning that is enough ends with a write that matters; what else
+    /// does is before it, and is found in the same way, until what was found is enough alone. Each takes as many
+    /// judgements as the number of writes has binary digits.
     fn shrink(&mut self, lost: &mut Vec<usize>) -> anyhow::Result<()> {
-        let mut parts = 2;
-        while lost.len() > 1 && self.checks < CHECKS_MAX {
-            let size = lost.len().div_ceil(parts);
-            let mut smaller = None;
-            for part in lost.chunks(size) {
-                if self.is_guilty(part)? {
-                    smaller = Some((part.to_vec(), 2));
-                    break;
-                }
+        let mut pool = lost.clone();
+        let mut found: Vec<usize> = Vec::new();
+        while !pool.is_empty() && self.checks < CHECKS_MAX {
+            let (mut too_few, mut enough) = (0, pool.len());
+            while enough - too_few > 1 {
+                let middle = usize::midpoint(too_few, enough);
+                let some: Vec<usize> = pool[..middle].iter().chain(&found).copied().collect();
+                if self.is_guilty(&some)? { enough = middle } else { too_few = middle }
             }
-            // With two parts, what is left without one is the other.
-            if smaller.is_none() && parts > 2 {
-                for part in lost.chunks(size) {
-                    let rest: Vec<_> = lost.iter().copied().filter(|write| !part.contains(write)).collect();
-                    if self.is_guilty(&rest)? {
-                        smaller = Some((rest, parts - 1));
-                        break;
-                    }
-                }
-            }
-            match smaller {
-                Some((fewer, next)) => (*lost, parts) = (fewer, next.max(2)),
-                None if size == 1 => break,
-                None => parts = (2 * parts).min(lost.len()),
+            found.push(pool[enough - 1]);
+            pool.truncate(enough - 1);
+            *lost = pool.iter().chain(&found).copied().collect();
+            if !pool.is_empty() && self.is_guilty(&found)? {
+                lost.clone_from(&found);
+                break;
             }
         }
+        lost.sort_unstable();
         Ok(())
     }
 }

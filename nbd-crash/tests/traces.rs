@@ -80,7 +80,7 @@ fn ext4_keeps_its_promises_on_an_honest_device() {
 
 #[test]
 fn a_broken_device_is_found_out_and_the_guilty_write_is_named() {
-    for name in ["ext4-1-writeback-ordinary", "ext4-4-writeback-ordinary"] {
+    for name in ["ext4-1-writeback-ordinary", "ext4-4-writeback-ordinary", "ext4-4-writeback-busy"] {
         let history = trace(name);
         for contract in broken(name) {
             let outcome = by_ext4(&history, contract, 1_000);
@@ -90,7 +90,7 @@ fn a_broken_device_is_found_out_and_the_guilty_write_is_named() {
                 assert!(guilt.checks < 20, "{name}, {contract:?}: {violation:#?}");
                 let promised = |words: &str| words.contains("FUA") || words.contains("FLUSH");
                 assert!(guilt.lost.iter().any(|lost| promised(&lost.words)), "{violation:#?}");
-                assert!(guilt.lost.len() <= 2 && !guilt.faults.is_empty(), "{violation:#?}");
+                assert!(guilt.lost.len() <= 3 && !guilt.faults.is_empty(), "{violation:#?}");
             }
         }
     }

@@ -129,7 +129,6 @@ fn a_recording_of_a_server_has_an_end_and_its_states_are_served() {
     for (command, last) in
         [("write -P 1 0 4096", ""), ("write -P 2 -f 0 4096", ""), ("write -P 3 4096 4096", "")]
     {
-        // Without the FLUSH that it sends at its end.
         tool::succeed(&qemu_io, &["-f", "raw", "-t", "unsafe", "-c", command, &format!("{uri}{last}")]);
     }
     assert_eq!(server.terminate().code, Some(0));
@@ -151,6 +150,19 @@ fn a_recording_of_a_server_has_an_end_and_its_states_are_served() {
     let json = html.split("id=outcome>").nth(1).unwrap().split("</script>").next().unwrap();
     let outcome: serde_json::Value = serde_json::from_str(json).unwrap();
     assert!(outcome["violations"].as_array().is_some_and(|it| !it.is_empty()), "{outcome}");
+
+    let left = path(&directory, "left");
+    let checked = |places: &[(usize, u8)]| {
+        let mut image = vec![0; 1 << 20];
+        places.iter().for_each(|(at, byte)| image[*at..at + 4096].fill(*byte));
+        fs::write(&left, image).unwrap();
+        crash(&["check", &log, "--image", &left]).status.code()
+    };
+    // qemu-io ends with a FLUSH, whatever it is told about caches.
+    assert_eq!(checked(&[(0, 2), (4096, 3)]), Some(0));
+    assert_eq!(checked(&[(0, 2)]), Some(1), "what was flushed is gone");
+    assert_eq!(checked(&[(0, 1), (4096, 3)]), Some(1), "what had FUA is gone");
+    assert_eq!(checked(&[(0, 2), (65_536, 9)]), Some(1), "nobody wrote there");
 
     let content = |state: &[&str]| {
         let (socket, copy) = (path(&directory, "state"), path(&directory, "copy"));
