@@ -7,6 +7,9 @@ use tests::audit::subject::{Family, SUBJECTS};
 use tests::audit::{Subject, Theme, Verdict};
 use tests::tool;
 
+/// How often a check is made that saw too little to judge.
+const ATTEMPTS_MAX: u32 = 4;
+
 /// What a mode owes is seen, and it offers everything.
 fn keeps_its_promises(mode: &str) {
     if tool::find("strace", "strace").is_none() {
@@ -15,7 +18,10 @@ fn keeps_its_promises(mode: &str) {
     let subject = Subject::named(mode).expect("the mode is a subject");
     let mut broken = Vec::new();
     for check in CHECKS {
-        match check.judge(subject) {
+        // Whether a FLUSH meets a running sync is up to the scheduler: who has seen too little looks again.
+        let mut verdicts = (0..ATTEMPTS_MAX).map(|_| check.judge(subject));
+        let seen = verdicts.find(|verdict| !matches!(verdict, Verdict::Unseen(_)));
+        match seen.unwrap_or_else(|| check.judge(subject)) {
             Verdict::Holds => {}
             Verdict::NotPromised(_) if !check.is_owed_by(subject) => {}
             verdict => broken.push(format!("{} {}: {verdict:?}", check.rule, check.name)),
