@@ -1,6 +1,8 @@
 //! What was typed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -75,7 +77,7 @@ pub struct Explore {
     /// Who judges: raw (the bytes themselves), ext4 (in memory), mount:FSTYPE (this kernel, as root, with
     /// nbd-attach), compare (whether the last two agree), or cmd:COMMAND (exits with 1 if something is wrong)
     #[arg(long, default_value = "raw", value_name = "ORACLE")]
-    pub oracle: String,
+    pub oracle: Judge,
 
     /// raw: judge by the promises of this recording instead, made at the same time before the server whose storage is
     /// explored
@@ -106,9 +108,9 @@ pub struct Explore {
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub violations: usize,
 
-    /// Threads [default: one per CPU; mount and cmd have one]
+    /// Threads [default: one per CPU; 1 for mount, compare and cmd]
     #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub threads: Option<NonZeroUsize>,
 
     /// Write a report with a picture of the timeline
     #[arg(long, value_name = "FILE.html")]
@@ -235,6 +237,51 @@ pub struct Generate {
     /// Print only this one, counted from 0
     #[arg(long, value_name = "N")]
     pub only: Option<usize>,
+}
+
+/// Who judges states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judge {
+    /// The bytes themselves.
+    Raw,
+    /// ext4, in memory.
+    Ext4,
+    /// This kernel, by mounting a file system of that type.
+    Mount(String),
+    /// Both, of each other.
+    Compare,
+    /// A command of the user's.
+    Command(String),
+}
+
+impl Judge {
+    /// Whether it knows only of promises that a workload has marked.
+    pub fn needs_marks(&self) -> bool {
+        matches!(self, Judge::Ext4 | Judge::Mount(_) | Judge::Compare)
+    }
+
+    /// Whether there can be several at once: those in memory.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self, Judge::Raw | Judge::Ext4)
+    }
+}
+
+impl FromStr for Judge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Judge, String> {
+        match text.split_once(':') {
+            None if text == "raw" => Ok(Judge::Raw),
+            None if text == "ext4" => Ok(Judge::Ext4),
+            None if text == "compare" => Ok(Judge::Compare),
+            Some(("mount", fs)) if !fs.is_empty() => Ok(Judge::Mount(fs.to_owned())),
+            Some(("cmd", command)) if !command.is_empty() => Ok(Judge::Command(command.to_owned())),
+            _ => {
+                Err("there is no such oracle; write raw, ext4, mount:FSTYPE, compare or cmd:COMMAND"
+                    .to_owned())
+            }
+        }
+    }
 }
 
 /// A budget: a time or a number.

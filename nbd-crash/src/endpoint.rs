@@ -1,10 +1,9 @@
-//! Both ends of blocking sockets: dialled by URI, listened at by address, and brought to transmission.
+//! Both ends of blocking sockets, dialled or accepted, and brought to transmission; and where to listen.
 
-use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -13,6 +12,9 @@ use common::handshake::context::ReplyStyle;
 use common::handshake::server::{self, Encryption, Exports, Server};
 use common::handshake::{Export, Listed};
 use common::uri::{Tls, Transport, Uri};
+use nbd_server::config::resolve;
+use nbd_server::listen::Listener;
+use nbd_server::transport::Socket;
 
 /// How long a peer may take over each word of a negotiation.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,15 +28,35 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
-/// A socket that listens.
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// Unix.
-    Unix(UnixListener),
+/// Listens at ADDR:PORT, or at a path, which has a slash.
+pub async fn listen(address: &str) -> anyhow::Result<Listener> {
+    if address.contains('/') {
+        return Listener::unix(Path::new(address));
+    }
+    let all = resolve(address).with_context(|| address.to_owned())?;
+    Listener::tcp(*all.first().context("the name means no address")?).await
+}
+
+/// Where clients find an export of that name.
+pub fn uri(listener: &Listener, export: &str) -> io::Result<Uri> {
+    Ok(Uri { export: export.to_owned(), ..listener.uri()? })
 }
 
 impl Stream {
+    /// The end of a client that was accepted.
+    pub fn accepted(socket: Socket) -> anyhow::Result<Stream> {
+        let stream = match socket {
+            Socket::Tcp(stream, _) => Stream::Tcp(stream),
+            Socket::Unix(stream) => Stream::Unix(stream),
+            Socket::Vsock(..) => bail!("a recorder speaks TCP and Unix sockets only"),
+        };
+        match &stream {
+            Stream::Tcp(stream) => stream.set_nonblocking(false)?,
+            Stream::Unix(stream) => stream.set_nonblocking(false)?,
+        }
+        Ok(stream)
+    }
+
     /// Connects to where a URI points.
     pub fn dial(uri: &Uri) -> anyhow::Result<Stream> {
         ensure!(uri.tls == Tls::Off, "a recorder must read what passes: it speaks no TLS");
@@ -175,62 +197,5 @@ impl Write for Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Listener {
-    /// Listens at ADDR:PORT, or at a path, which has a slash.
-    pub fn open(address: &str) -> anyhow::Result<Listener> {
-        let cannot = || format!("cannot listen at {address}");
-        if address.contains('/') {
-            // What one that was killed left behind answers nobody.
-            let left =
-                UnixStream::connect(address).is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused);
-            if left {
-                fs::remove_file(address).with_context(cannot)?;
-            }
-            return Ok(Listener::Unix(UnixListener::bind(address).with_context(cannot)?));
-        }
-        Ok(Listener::Tcp(TcpListener::bind(address).with_context(cannot)?))
-    }
-
-    /// The next client.
-    pub fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
-            }
-            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
-        }
-    }
-
-    /// Where clients find an export of that name.
-    pub fn uri(&self, export: &str) -> anyhow::Result<Uri> {
-        let transport = match self {
-            Listener::Tcp(listener) => {
-                let address = listener.local_addr()?;
-                Transport::Tcp { host: address.ip().to_string(), port: address.port() }
-            }
-            Listener::Unix(listener) => {
-                let address = listener.local_addr()?;
-                let path = address.as_pathname().context("the socket has a path")?.to_owned();
-                Transport::Unix { path }
-            }
-        };
-        Ok(Uri { transport, tls: Tls::Off, export: export.to_owned(), certificates: None })
-    }
-}
-
-impl fmt::Display for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Stream::Tcp(stream) => match stream.peer_addr() {
-                Ok(peer) => write!(f, "{peer}"),
-                Err(_) => f.write_str("tcp"),
-            },
-            Stream::Unix(_) => f.write_str("unix"),
-        }
     }
 }

@@ -52,8 +52,10 @@ pub enum Happening {
     FlushAnswered(usize),
     /// Whoever drives the clients says something.
     Mark(String),
-    /// A client came or went.
-    Connection,
+    /// A client has chosen the export.
+    Opened,
+    /// Its connection has ended.
+    Closed,
 }
 
 /// A request that changes something.
@@ -201,7 +203,8 @@ impl History {
                 answered.expect("matched above")
             }
             What::Mark(text) => Happening::Mark(text),
-            What::Opened | What::Closed => Happening::Connection,
+            What::Opened => Happening::Opened,
+            What::Closed => Happening::Closed,
             What::End => return Ok(()),
         };
         self.events.push(Event { seq, at_ns, connection, what });

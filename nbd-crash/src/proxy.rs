@@ -2,6 +2,7 @@
 //! only the negotiation is held twice, because replies must be simple to be told apart.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +14,18 @@ use common::handshake::Export;
 use common::proto::{CommandType, REQUEST_HEADER_LEN, SIMPLE_REPLY_HEADER_LEN, TransmissionFlags, WireError};
 use common::reply::SimpleReply;
 use common::uri::Uri;
+use nbd_server::listen::Listener;
 use recording::{Header, Marks, PAYLOAD_MAX, Recorder, Request, Tap, What};
 
+use tokio::sync::Semaphore;
+
 use crate::cli::Record;
-use crate::endpoint::{Listener, Stream};
+use crate::endpoint::Stream;
 
 /// Bytes of a reply that are passed on at a time.
 const PIECE: usize = 256 << 10;
+/// Clients at a time: each takes two threads and six descriptors.
+const CLIENTS_MAX: usize = 128;
 /// Requests of one connection that may be open.
 const OPEN_MAX: usize = 16_384;
 
@@ -61,27 +67,25 @@ impl Proxy {
     }
 
     /// The name of the export.
-    pub fn name(&self) -> String {
-        self.export.name.clone().unwrap_or_default()
+    pub fn name(&self) -> &str {
+        self.export.name.as_deref().unwrap_or_default()
     }
 
-    /// Serves clients until the process ends; each has two threads.
-    pub fn serve(self: &Arc<Self>, listener: &Listener) {
+    /// Serves clients, each in threads of its own; those beyond what there is room for wait.
+    pub async fn serve(self: &Arc<Self>, listener: &Listener) -> Infallible {
+        let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
-            match listener.accept() {
-                Ok(client) => {
-                    let proxy = self.clone();
-                    let begun = thread::Builder::new().spawn(move || {
-                        let peer = client.to_string();
-                        if let Err(error) = proxy.converse(client) {
-                            tracing::warn!(peer, "{error:#}");
-                        }
-                    });
-                    if let Err(error) = begun {
-                        tracing::error!(%error, "a client is turned away");
-                    }
+            let place = places.clone().acquire_owned().await.expect("it is never closed");
+            let (proxy, client) = (self.clone(), listener.accept().await);
+            let begun = thread::Builder::new().spawn(move || {
+                let peer = client.to_string();
+                if let Err(error) = Stream::accepted(client).and_then(|client| proxy.converse(client)) {
+                    tracing::warn!(peer, "{error:#}");
                 }
-                Err(error) => tracing::warn!(%error, "cannot accept"),
+                drop(place);
+            });
+            if let Err(error) = begun {
+                tracing::error!(%error, "a client is turned away");
             }
         }
     }

@@ -5,10 +5,12 @@ use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use common::command::Fua;
 use common::handshake::server::Encryption;
+use common::uri::Uri;
 use futures::future::pending;
 
 use nbd_server::buf::{Budget, IoBuf, Pool};
@@ -16,16 +18,20 @@ use nbd_server::device::{Backend, Shape, Support, leaf};
 use nbd_server::durability::{EarlyLimits, Mode};
 use nbd_server::export::{Export, Origin, Peer, Registry, Visible};
 use nbd_server::ledger;
-use nbd_server::session::{self, Memory, Negotiated, Progress};
-use nbd_server::transport::Adapted;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::task::LocalSet;
+use nbd_server::listen::Listener;
+use nbd_server::session::{self, End, Memory, Negotiated, Progress};
+use nbd_server::transport::{Adapted, Stream};
+use tempfile::TempDir;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
 
-use crate::endpoint::Listener;
+use crate::endpoint;
 use crate::image::{Base, Image};
 
 /// Bytes of payload that all clients together may have in flight.
 const MEMORY_MAX: usize = 256 << 20;
+/// How long a client may take to choose the export.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is served; it can be exchanged while clients are connected.
 #[derive(Clone)]
@@ -54,19 +60,26 @@ impl Served {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves it in a thread of its own, for as long as the process lives.
-    pub fn serve(&self, listener: Listener, name: &str) -> anyhow::Result<()> {
+    /// Serves it at an address, in a thread of its own, for as long as the process lives; gives the URI.
+    pub fn serve(&self, address: &str, name: &str) -> anyhow::Result<Uri> {
         let (content, ledger) = (leaf(self.clone()), ledger::volatile());
         let export = Export::new(name.to_owned(), content, Mode::Writeback, EarlyLimits::default(), ledger);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = runtime.block_on(endpoint::listen(address))?;
+        let uri = endpoint::uri(&listener, name)?;
         thread::Builder::new().name("serve".to_owned()).spawn(move || {
-            LocalSet::new().block_on(&runtime, async {
-                if let Err(error) = accept(listener, Arc::new(export)).await {
-                    tracing::error!("no more clients are served: {error:#}");
-                }
-            });
+            LocalSet::new().block_on(&runtime, accept(&listener, Arc::new(export)));
         })?;
-        Ok(())
+        Ok(uri)
+    }
+
+    /// Serves a device of `size` bytes at a socket in a directory of its own, which goes with the last of these.
+    pub fn in_private(size: u64) -> anyhow::Result<(Served, Uri, TempDir)> {
+        let (served, directory) = (Served::new(size), tempfile::tempdir()?);
+        let socket = directory.path().join("state");
+        let uri =
+            served.serve(socket.to_str().context("the temporary directory has no name of text")?, "")?;
+        Ok((served, uri, directory))
     }
 }
 
@@ -89,27 +102,17 @@ impl Backend for Served {
     }
 }
 
-async fn accept(listener: Listener, export: Arc<Export>) -> anyhow::Result<()> {
+async fn accept(listener: &Listener, export: Arc<Export>) {
     let exports = Rc::new(Registry::default());
     exports.add(export);
     let memory = Memory { pool: Arc::new(Pool::default()), budget: Budget::new(MEMORY_MAX) };
-    match listener {
-        Listener::Tcp(listener) => {
-            listener.set_nonblocking(true)?;
-            let listener = TcpListener::from_std(listener)?;
-            loop {
-                let (stream, _) = listener.accept().await.context("cannot accept")?;
-                stream.set_nodelay(true)?;
-                tokio::task::spawn_local(converse::<TcpStream>(stream, exports.clone(), memory.clone()));
-            }
-        }
-        Listener::Unix(listener) => {
-            listener.set_nonblocking(true)?;
-            let listener = UnixListener::from_std(listener)?;
-            loop {
-                let (stream, _) = listener.accept().await.context("cannot accept")?;
-                tokio::task::spawn_local(converse::<UnixStream>(stream, exports.clone(), memory.clone()));
-            }
+    loop {
+        let (exports, memory) = (exports.clone(), memory.clone());
+        match listener.accept().await.adopt() {
+            Ok(Stream::Tcp(stream)) => drop(spawn_local(converse(stream, exports, memory))),
+            Ok(Stream::Unix(stream)) => drop(spawn_local(converse(stream, exports, memory))),
+            Ok(Stream::Vsock(stream)) => drop(spawn_local(converse(stream, exports, memory))),
+            Err(error) => tracing::warn!(%error, "a client is turned away"),
         }
     }
 }
@@ -121,7 +124,8 @@ where
     let mut stream = Adapted(stream);
     let peer = Peer { origin: Origin::Host, names: Vec::new() };
     let visible = Visible { registry: &exports, peer: &peer };
-    match session::negotiate(&mut stream, &visible, Encryption::Unavailable).await {
+    let negotiation = session::negotiate(&mut stream, &visible, Encryption::Unavailable);
+    match timeout(PATIENCE, negotiation).await.unwrap_or(Err(End::Stopped)) {
         Ok(Negotiated::Export(export, agreed)) => {
             let progress = Rc::new(Progress::default());
             let end = session::transmit(&mut stream, export, agreed, memory, pending(), progress).await;

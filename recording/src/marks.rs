@@ -33,7 +33,8 @@ impl Marks {
     /// Where there can be no thread.
     pub fn take(self, recorder: Arc<Recorder>) -> io::Result<()> {
         thread::Builder::new().name("marks".to_owned()).spawn(move || {
-            for stream in self.listener.incoming().flatten() {
+            // Where there are no descriptors left, no more marks are taken: who sends them is told by a closed socket.
+            for stream in self.listener.incoming().map_while(Result::ok) {
                 let recorder = recorder.clone();
                 // Who cannot be heard now sees a closed socket.
                 let _ =

@@ -57,10 +57,7 @@ impl Recorder {
     /// # Errors
     /// The file's, once.
     pub fn record(&self, connection: u16, what: &What) -> io::Result<u64> {
-        match what {
-            What::Request(request) => self.request(connection, request, &request.data),
-            _ => self.append(connection, None, |out| put(out, what)),
-        }
+        self.put(connection, what, None)
     }
 
     /// Appends a record of something that happened elsewhere, nanoseconds after the beginning.
@@ -68,11 +65,15 @@ impl Recorder {
     /// # Errors
     /// The file's, once.
     pub fn record_at(&self, connection: u16, what: &What, at_ns: u64) -> io::Result<u64> {
+        self.put(connection, what, Some(at_ns))
+    }
+
+    fn put(&self, connection: u16, what: &What, at_ns: Option<u64>) -> io::Result<u64> {
         match what {
             What::Request(request) => {
-                self.append(connection, Some(at_ns), |out| put_request(out, request, &request.data))
+                self.append(connection, at_ns, |out| put_request(out, request, &request.data))
             }
-            _ => self.append(connection, Some(at_ns), |out| put(out, what)),
+            _ => self.append(connection, at_ns, |out| put(out, what)),
         }
     }
 

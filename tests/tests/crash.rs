@@ -283,7 +283,8 @@ fn mistakes_are_told_in_a_sentence() {
     let (log, server) = (path(&directory, "unmarked"), Server::builder().export("memory:1M").unix());
     assert_eq!(server.args(&["--record", &log]).start().terminate().code, Some(0));
     said(&["explore", &log, "--oracle", "ext4"], "no mark of a workload");
-    said(&["explore", &log, "--oracle", "ext5"], "there is no oracle");
+    said(&["explore", &log, "--oracle", "ext5"], "there is no such oracle");
+    said(&["explore", &log, "--oracle", "cmd:true", "--front", &log], "by the raw oracle only");
     said(&["serve", &log, "--state", "nbd@7"], "names no state");
     said(&["import", &there, &socket], "no log of dm-log-writes");
     said(&["mark", "--to", &socket, "x"], "cannot reach");

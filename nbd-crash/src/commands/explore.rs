@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 
 use super::base;
-use crate::cli::{Allowance, Explore};
+use crate::cli::{Allowance, Explore, Judge};
 use crate::explore::{Budget, Exploration, Outcome};
 use crate::history::History;
 use crate::image::Base;
@@ -33,13 +33,17 @@ pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
     if !history.whole {
         eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
     }
+    ensure!(
+        explore.front.is_none() || explore.oracle == Judge::Raw,
+        "promises of another recording are judged by the raw oracle only"
+    );
     let base = base(explore.base.as_deref())?;
     let oracle = factory(explore, &history, &base)?;
     let exploration = Exploration {
         base,
         contract: explore.contract,
         choice: Choice { seed: explore.seed, unit: explore.unit, random: explore.random },
-        only_after_marks: needs_marks(&explore.oracle),
+        only_after_marks: explore.oracle.needs_marks(),
         budget: match explore.budget {
             Allowance::Time(time) => Budget { states: u64::MAX, time },
             Allowance::States(states) => Budget { states, time: Duration::MAX },
@@ -65,41 +69,30 @@ pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
 
 fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Result<Factory> {
     let (history, base) = (history.clone(), base.clone());
-    Ok(match &explore.oracle[..] {
-        "ext4" => Box::new(move || Ok(Box::new(Ext4Oracle::new(history.clone())) as Box<dyn Oracle>)),
-        "raw" => {
+    Ok(match explore.oracle.clone() {
+        Judge::Raw => {
             let front = match &explore.front {
                 Some(front) => Arc::new(History::open(front)?),
                 None => history.clone(),
             };
             let raw = move || RawOracle::new(history.clone(), front.clone(), base.clone());
-            Box::new(move || Ok(Box::new(raw()) as Box<dyn Oracle>))
+            Box::new(move || Ok(Box::new(raw())))
         }
-        "compare" => Box::new(move || Ok(Box::new(CompareOracle::new(history.clone())?) as Box<dyn Oracle>)),
-        other if other.starts_with("mount:") => {
-            let fs = other.trim_start_matches("mount:").to_owned();
-            Box::new(move || Ok(Box::new(MountOracle::new(history.clone(), &fs)?) as Box<dyn Oracle>))
+        Judge::Ext4 => Box::new(move || Ok(Box::new(Ext4Oracle::new(history.clone())))),
+        Judge::Compare => Box::new(move || Ok(Box::new(CompareOracle::new(history.clone())?))),
+        Judge::Mount(fs) => Box::new(move || Ok(Box::new(MountOracle::new(history.clone(), &fs)?))),
+        Judge::Command(command) => {
+            Box::new(move || Ok(Box::new(CommandOracle::new(history.clone(), &command)?)))
         }
-        other if other.starts_with("cmd:") => {
-            let command = other.trim_start_matches("cmd:").to_owned();
-            Box::new(move || Ok(Box::new(CommandOracle::new(history.clone(), &command)?) as Box<dyn Oracle>))
-        }
-        other => bail!("there is no oracle {other:?}; write raw, ext4, mount:FSTYPE, compare or cmd:COMMAND"),
     })
-}
-
-/// Whether an oracle knows only of promises that a workload has marked.
-fn needs_marks(oracle: &str) -> bool {
-    matches!(oracle, "ext4" | "compare") || oracle.starts_with("mount:")
 }
 
 /// Those who judge in memory can be many.
 fn threads(explore: &Explore) -> usize {
-    let one = !matches!(&explore.oracle[..], "raw" | "ext4");
     match explore.threads {
-        Some(threads) => threads.max(1),
-        None if one => 1,
-        None => thread::available_parallelism().map_or(1, usize::from),
+        Some(threads) => threads.get(),
+        None if explore.oracle.is_in_memory() => thread::available_parallelism().map_or(1, usize::from),
+        None => 1,
     }
 }
 

@@ -2,28 +2,29 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 
 use anyhow::Context;
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Record;
-use crate::endpoint::Listener;
+use crate::endpoint;
 use crate::proxy::Proxy;
 
 /// Passes requests and replies on until SIGINT or SIGTERM, which end the recording in good order.
 pub(super) fn run(record: &Record) -> anyhow::Result<ExitCode> {
-    let mut ends = SigSet::empty();
-    ends.add(Signal::SIGINT);
-    ends.add(Signal::SIGTERM);
-    // Threads inherit it: only the wait below hears them.
-    ends.thread_block().context("cannot wait for signals")?;
-    let listener = Listener::open(&record.listen)?;
-    let proxy = Arc::new(Proxy::new(record)?);
-    println!("{}", listener.uri(&proxy.name())?);
-    let clients = proxy.clone();
-    thread::Builder::new().name("clients".to_owned()).spawn(move || clients.serve(&listener))?;
-    ends.wait().context("cannot wait for signals")?;
-    proxy.end()?;
-    Ok(ExitCode::SUCCESS)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let listener = endpoint::listen(&record.listen).await?;
+        let proxy = Arc::new(Proxy::new(record)?);
+        println!("{}", endpoint::uri(&listener, proxy.name()).context("cannot say where it listens")?);
+        tokio::select! {
+            never = proxy.serve(&listener) => match never {},
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        proxy.end()?;
+        Ok(ExitCode::SUCCESS)
+    })
 }

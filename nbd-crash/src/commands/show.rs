@@ -5,13 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::base;
 use crate::cli::{Serve, Show};
 use crate::contract::Contract;
-use crate::endpoint::Listener;
 use crate::history::{Content, Event, Happening, History};
 use crate::serve::Served;
 use crate::state::{self, Named};
@@ -53,7 +51,8 @@ fn as_text(history: &History, event: &Event) -> String {
             answer(flush.seq, flush.answered)
         }
         Happening::Mark(text) => format!("mark: {text}"),
-        Happening::Connection => "connection".to_owned(),
+        Happening::Opened => "opened".to_owned(),
+        Happening::Closed => "closed".to_owned(),
     };
     let milliseconds = *at_ns as f64 / 1e6;
     format!("{milliseconds:12.3} {seq:7} {connection:3}  {told}")
@@ -75,7 +74,8 @@ fn as_json(history: &History, event: &Event) -> String {
             json!({"answers": flush.seq, "error": flush.answered.map(|(_, error)| error)})
         }
         Happening::Mark(text) => json!({"mark": text}),
-        Happening::Connection => json!({"connection": event.connection}),
+        Happening::Opened => json!({"connection_is": "opened"}),
+        Happening::Closed => json!({"connection_is": "closed"}),
     };
     let mut line = json!({"seq": event.seq, "at_ns": event.at_ns, "connection": event.connection});
     if let (Some(line), serde_json::Value::Object(told)) = (line.as_object_mut(), told) {
@@ -114,9 +114,7 @@ pub(super) fn serve(serve: &Serve) -> anyhow::Result<ExitCode> {
     let image = Arc::new(state::content(&walk.durable, &history, &kept)?);
     let served = Served::new(history.header.size);
     served.show(&image);
-    let listener = Listener::open(&serve.listen)?;
-    println!("{}", listener.uri(&history.header.name)?);
-    served.serve(listener, &history.header.name).context("cannot serve the state")?;
+    println!("{}", served.serve(&serve.listen, &history.header.name)?);
     loop {
         thread::park();
     }

@@ -10,7 +10,6 @@ use anyhow::{Context, bail};
 use tempfile::TempDir;
 
 use super::Oracle;
-use crate::endpoint::Listener;
 use crate::history::{Happening, History};
 use crate::image::Image;
 use crate::serve::Served;
@@ -27,14 +26,8 @@ pub struct CommandOracle {
 impl CommandOracle {
     /// One that runs a command by the shell for each state.
     pub fn new(history: Arc<History>, command: &str) -> anyhow::Result<CommandOracle> {
-        let directory = tempfile::tempdir()?;
-        let socket = directory.path().join("state");
-        let socket = socket.to_str().context("the temporary directory has no name of text")?;
-        let listener = Listener::open(socket)?;
-        let uri = listener.uri("")?.to_string();
-        let served = Served::new(history.header.size);
-        served.serve(listener, "")?;
-        Ok(CommandOracle { history, command: command.to_owned(), served, uri, directory })
+        let (served, uri, directory) = Served::in_private(history.header.size)?;
+        Ok(CommandOracle { history, command: command.to_owned(), served, uri: uri.to_string(), directory })
     }
 
     fn marks(&self, time: usize) -> impl Iterator<Item = &str> {

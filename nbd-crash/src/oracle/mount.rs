@@ -14,7 +14,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::{Expectation, Oracle};
-use crate::endpoint::Listener;
 use crate::history::History;
 use crate::image::Image;
 use crate::serve::Served;
@@ -39,16 +38,10 @@ struct Device {
 impl MountOracle {
     /// One for a history whose marks are a workload's, on a file system of that type.
     pub fn new(history: Arc<History>, fs: &str) -> anyhow::Result<MountOracle> {
-        let directory = tempfile::tempdir()?;
-        let socket = directory.path().join("states");
-        let socket = socket.to_str().context("the temporary directory has no name of text")?;
-        let listener = Listener::open(socket)?;
-        let uri = listener.uri("")?.to_string();
-        let served = Served::new(history.header.size);
-        served.serve(listener, "")?;
+        let (served, uri, directory) = Served::in_private(history.header.size)?;
         let root = directory.path().join("root");
         fs::create_dir(&root)?;
-        let device = Device::attach(&uri)?;
+        let device = Device::attach(&uri.to_string())?;
         let (expectation, fs) = (Expectation::new(history), fs.to_owned());
         Ok(MountOracle { expectation, fs, served, device, root, _directory: directory })
     }
