@@ -46,6 +46,15 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// A recording; whoever asks for it is told if it may go on, or was cut short.
+fn open(path: &Path) -> anyhow::Result<Arc<History>> {
+    let history = History::open(path)?;
+    if !history.whole {
+        eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
+    }
+    Ok(Arc::new(history))
+}
+
 /// The content before a recording.
 fn base(path: Option<&Path>) -> anyhow::Result<Base> {
     match path {
@@ -55,7 +64,7 @@ fn base(path: Option<&Path>) -> anyhow::Result<Base> {
 }
 
 fn compare(check: &Check) -> anyhow::Result<ExitCode> {
-    let history = Arc::new(History::open(&check.log)?);
+    let history = open(&check.log)?;
     let before = base(check.base.as_deref())?;
     let left = Base::open(&check.image).with_context(|| format!("cannot open {}", check.image.display()))?;
     let left = Image::left(left, &before, history.header.size).context("cannot read the image")?;

@@ -1,5 +1,7 @@
 //! The real `nbd-crash`: run to its end, or started as a recorder or a server until it is told to end.
 
+pub mod subjects;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

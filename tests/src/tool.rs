@@ -8,6 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vm_tests::wait;
+
+/// How often to ask whether it was enough.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a tool may run.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -89,17 +93,17 @@ pub fn run<S: AsRef<OsStr>>(tool: &Path, args: &[S]) -> Done {
 /// # Panics
 /// When the child was waited for before.
 pub fn end_of(child: &mut Child, patience: Duration, enough: impl Fn() -> bool) -> Option<ExitStatus> {
-    let started = Instant::now();
+    let (end, until) = (wait::end_of(child).expect("it is our child"), Instant::now() + patience);
     loop {
-        if let Some(status) = child.try_wait().expect("it is our child") {
-            return Some(status);
+        let look = until.min(Instant::now() + LOOK_EVERY);
+        if wait::readable([&end], look).expect("a descriptor can be waited for") == [true] {
+            return Some(child.wait().expect("it is our child"));
         }
-        if started.elapsed() > patience || enough() {
+        if Instant::now() >= until || enough() {
             let _may_have_ended = child.kill();
             let _killed = child.wait();
             return None;
         }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

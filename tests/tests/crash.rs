@@ -4,30 +4,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use tests::crash::{Serving, crash, crash_tool};
+use tests::crash::subjects::{SUBJECTS, between, killed, random_requests};
+use tests::crash::{Serving, crash};
 use tests::disk::{Disk, pattern};
 use tests::server::Server;
-use tests::{tool, wait_for};
+use tests::tool;
 
 fn path(directory: &TempDir, name: &str) -> String {
     directory.path().join(name).to_str().expect("temporary names are text").to_owned()
-}
-
-fn unix(path: &str) -> String {
-    format!("nbd+unix:///?socket={path}")
-}
-
-/// Random requests of four connections to an export of at least one MiB.
-fn workload(directory: &TempDir, requests: usize) -> String {
-    let text = path(directory, "requests");
-    let generated = crash(&["generate", "--raw", &requests.to_string(), "--seed", "3"]);
-    assert!(generated.status.success(), "{}", generated.stderr);
-    fs::write(&text, generated.stdout).expect("a temporary file");
-    text
 }
 
 fn explored(args: &[&str], code: i32) -> String {
@@ -90,31 +77,11 @@ fn a_recorder_changes_nothing_for_those_it_is_between() {
 }
 
 #[test]
-fn a_server_records_itself_and_what_a_kill_leaves_keeps_its_promises() {
+fn what_a_kill_leaves_keeps_its_promises() {
     for mode in ["writethrough", "writeback", "early-ack"] {
-        let directory = TempDir::new().unwrap();
-        let (log, requests) = (path(&directory, "log"), workload(&directory, 20_000));
-        let disk = Disk::sparse(1 << 20);
-        let server = Server::builder()
-            .export(disk.spec())
-            .args(&["--durability", mode, "--record", &log, "--dirty-age", "3600"])
-            .unix()
-            .start();
-        let uri = server.endpoint().uri("");
-        let mut client = Command::new(crash_tool())
-            .args(["workload", &requests, "--nbd", &uri, "--connections", "4"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_for("the recording to grow", || {
-            fs::metadata(&log).is_ok_and(|it| it.len() > 2 << 20).then_some(())
-        });
-        server.kill();
-        assert!(!client.wait().unwrap().success(), "the server was killed too late");
-        let check = crash(&["check", &log, "--image", disk.path().to_str().unwrap()]);
-        assert!(check.status.success(), "{mode}: {}{}", check.stdout, check.stderr);
-        let unsure = crash(&["explore", &log, "--budget", "200"]);
-        assert!(unsure.stderr.contains("has no end") && unsure.status.success(), "{}", unsure.stderr);
+        let left = killed(mode, 3);
+        assert!(left.status.success(), "{mode}: {}{}", left.stdout, left.stderr);
+        assert!(left.stderr.contains("the recording has no end"), "{}", left.stderr);
     }
 }
 
@@ -198,47 +165,24 @@ fn states_are_served_as_they_were() {
     assert_eq!(content(&["--state", &format!("unsafe@{last}:{first}")]), (1 << 20, 1, 0));
 }
 
-/// A server between two recorders, and the states of its storage by what it promised in front.
-fn between(start: impl Fn(&str, &str) -> Child, code: i32) -> String {
-    let directory = TempDir::new().expect("a temporary directory");
-    let at = |name: &str| path(&directory, name);
-    let storage = Server::builder().export("memory:1M").unix().start();
-    let (back_log, front_log) = (at("back.nbdrec"), at("front.nbdrec"));
-    let back_words =
-        ["record", "--to", &storage.endpoint().uri(""), "--listen", &at("back"), "--log", &back_log];
-    let back = Serving::start(&back_words);
-    let mut middle = start(&at("middle"), &at("back"));
-    wait_for("the server to listen", || std::os::unix::net::UnixStream::connect(at("middle")).ok());
-    let to = unix(&at("middle"));
-    let front = Serving::start(&["record", "--to", &to, "--listen", &at("front"), "--log", &front_log]);
-    let requests = workload(&directory, 200);
-    let sent = crash(&["workload", &requests, "--nbd", front.uri(), "--connections", "4"]);
-    assert!(sent.status.success(), "{}", sent.stderr);
-    assert!(front.terminate().success());
-    middle.kill().and_then(|()| middle.wait()).expect("it is our child");
-    assert!(back.terminate().success());
-    explored(&[&back_log, "--front", &front_log, "--violations", "1", "--budget", "2000"], code)
-}
-
 #[test]
 fn a_server_that_ignores_flush_and_fua_is_found_out_and_an_honest_one_is_not() {
-    let Some(qemu_nbd) = tool::find("qemu-nbd", "qemu-utils") else { return };
-    let Some(nbdkit) = tool::find("nbdkit", "nbdkit") else { return };
-    let qemu = |cache: &'static str| {
-        let qemu_nbd = &qemu_nbd;
-        move |socket: &str, back: &str| {
-            let words = ["-t", "-e", "8", "-f", "raw", "--cache", cache, "-k", socket, &unix(back)];
-            Command::new(qemu_nbd).args(words).spawn().unwrap()
-        }
-    };
-    between(qemu("writeback"), 0);
-    let told = between(qemu("unsafe"), 1);
-    assert!(told.contains("covers it") || told.contains("it had FUA"), "{told}");
-    let honest = |socket: &str, back: &str| {
-        let words = ["-f", "-U", socket, "nbd", &format!("socket={back}"), "shared=true"];
-        Command::new(&nbdkit).args(words).spawn().unwrap()
-    };
-    between(honest, 0);
+    for subject in &SUBJECTS {
+        let (name, package) = subject.program;
+        let Some(program) = tool::find(name, package) else { return };
+        let explored = between(&program, subject, 200, 3, &["--violations", "1", "--budget", "2000"]);
+        let code = i32::from(!subject.is_honest);
+        assert_eq!(
+            explored.status.code(),
+            Some(code),
+            "{}: {}{}",
+            subject.name,
+            explored.stdout,
+            explored.stderr
+        );
+        let guilt = explored.stdout.contains("covers it") || explored.stdout.contains("it had FUA");
+        assert_eq!(guilt, !subject.is_honest, "{}", explored.stdout);
+    }
 }
 
 #[test]
@@ -246,7 +190,7 @@ fn a_command_can_be_the_judge() {
     let directory = TempDir::new().unwrap();
     let log = path(&directory, "log");
     let server = Server::builder().export("memory:1M").args(&["--record", &log]).unix().start();
-    let requests = workload(&directory, 30);
+    let requests = random_requests(&directory, 30, 3);
     let sent = crash(&["workload", &requests, "--nbd", &server.endpoint().uri("")]);
     assert!(sent.status.success(), "{}", sent.stderr);
     server.signal(Signal::SIGTERM);
@@ -294,7 +238,7 @@ fn mistakes_are_told_in_a_sentence() {
     };
     record("nbds://localhost", "it speaks no TLS");
     record("http://localhost", "no NBD scheme");
-    record(&unix("/nowhere"), "cannot reach /nowhere");
+    record("nbd+unix:///?socket=/nowhere", "cannot reach /nowhere");
 
     let refused = |exports: &[&str], words: &[&str], what: &str| {
         let mut server = Server::builder().args(words).unix();

@@ -26,7 +26,7 @@ mod server;
 mod slot;
 mod steps;
 mod vm;
-mod wait;
+pub mod wait;
 
 pub use builder::{Builder, HOST_PORT};
 pub use chance::Chance;

@@ -4,16 +4,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::guest;
 use crate::scene::Scene;
 use crate::steps::Counters;
+use crate::{guest, wait};
 
 /// A running server.
 pub struct HostServer {
@@ -25,6 +24,8 @@ pub struct HostServer {
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// How often its log is looked at for what it is to say.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 impl HostServer {
     /// Starts a server that listens on a port of the loopback, a free one if `port` is 0. Its log is called `name`.
@@ -100,15 +101,16 @@ impl HostServer {
     }
 
     fn poll<T>(&mut self, what: &str, mut look: impl FnMut(&mut HostServer) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + LIMIT;
+        let (end, deadline) = (wait::end_of(&self.child)?, Instant::now() + LIMIT);
         while Instant::now() < deadline {
             if let Some(found) = look(self) {
                 return Ok(found);
             }
-            if let Some(status) = self.child.try_wait()? {
+            // What it writes to its log tells nobody; its end does.
+            if wait::readable([&end], Instant::now() + LOOK_EVERY)? == [true] {
+                let status = self.child.wait()?;
                 bail!("the server ended with {status} and did not {what}:\n{}", self.log());
             }
-            thread::sleep(Duration::from_millis(10));
         }
         bail!("the server did not {what} within {LIMIT:?}")
     }

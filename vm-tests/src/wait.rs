@@ -10,13 +10,13 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Something readable once the child has ended.
-pub(crate) fn end_of(child: &Child) -> Result<OwnedFd> {
+pub fn end_of(child: &Child) -> Result<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(child.id())?).context("a child has a process id")?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Waits until one of them is readable, or at its end; tells for each whether it is. None is if time runs out.
-pub(crate) fn readable<const N: usize>(these: [&dyn AsFd; N], until: Instant) -> Result<[bool; N]> {
+pub fn readable<const N: usize>(these: [&dyn AsFd; N], until: Instant) -> Result<[bool; N]> {
     loop {
         let mut watched = these.map(|one| PollFd::from_borrowed_fd(one.as_fd(), PollFlags::IN));
         let left = until.saturating_duration_since(Instant::now());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::base;
+use super::{base, open};
 use crate::cli::{Allowance, Explore, Judge};
 use crate::explore::{Budget, Exploration, Outcome};
 use crate::history::History;
@@ -29,10 +29,7 @@ const TELL_EVERY: [Duration; 2] = [Duration::from_millis(500), Duration::from_se
 type Factory = Box<dyn Fn() -> anyhow::Result<Box<dyn Oracle>> + Sync>;
 
 pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
-    let history = Arc::new(History::open(&explore.log)?);
-    if !history.whole {
-        eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
-    }
+    let history = open(&explore.log)?;
     ensure!(
         explore.front.is_none() || explore.oracle == Judge::Raw,
         "promises of another recording are judged by the raw oracle only"
@@ -72,7 +69,7 @@ fn factory(explore: &Explore, history: &Arc<History>, base: &Base) -> anyhow::Re
     Ok(match explore.oracle.clone() {
         Judge::Raw => {
             let front = match &explore.front {
-                Some(front) => Arc::new(History::open(front)?),
+                Some(front) => open(front)?,
                 None => history.clone(),
             };
             let raw = move || RawOracle::new(history.clone(), front.clone(), base.clone());

@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::json;
 
-use super::base;
+use super::{base, open};
 use crate::cli::{Serve, Show};
 use crate::contract::Contract;
 use crate::history::{Content, Event, Happening, History};
@@ -16,7 +16,7 @@ use crate::state::{self, Named};
 use crate::walk::Walk;
 
 pub(super) fn run(show: &Show) -> anyhow::Result<ExitCode> {
-    let history = History::open(&show.log)?;
+    let history = open(&show.log)?;
     let mut out = std::io::stdout().lock();
     for event in &history.events {
         let line = if show.json { as_json(&history, event) } else { as_text(&history, event) };
@@ -25,9 +25,6 @@ pub(super) fn run(show: &Show) -> anyhow::Result<ExitCode> {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
             written => written?,
         }
-    }
-    if !history.whole {
-        eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +97,7 @@ fn answer(request: u64, answered: Option<(usize, u32)>) -> String {
 }
 
 pub(super) fn serve(serve: &Serve) -> anyhow::Result<ExitCode> {
-    let history = Arc::new(History::open(&serve.log)?);
+    let history = open(&serve.log)?;
     let name = match (&serve.state, serve.at) {
         (Some(state), _) => state.clone(),
         (None, Some(seq)) => format!("{}@{seq}:all", Contract::Nbd.name()),

@@ -1,16 +1,14 @@
 //! Scripts about the end of a connection (C9) and of the server.
 
 use std::io::Write;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use common::proto::{CommandType, SIMPLE_REPLY_HEADER_LEN};
 
 use super::running::{APART, BLOCK, NEW, PLACE, Running, accepted, stable_before};
 use super::{Outcome, Subject};
-use crate::PATIENCE;
 use crate::client::PLAIN;
+use crate::seen;
 use crate::trace::{Event, Trace, What};
 
 /// Writes that are outstanding when the client disconnects.
@@ -19,16 +17,11 @@ const OUTSTANDING: usize = 32;
 /// DISC loses nothing that was received before it.
 pub(super) fn disc(subject: &Subject) -> Outcome {
     let (running, _replies) = disconnected(subject)?;
-    let started = Instant::now();
-    loop {
-        // A server that closes too early, or that caches what it acknowledged, may still do it.
-        let missing = missing(&running.disk.content(), OUTSTANDING);
-        if missing == 0 {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < PATIENCE, "{missing} of {OUTSTANDING} writes were never carried out");
-        thread::sleep(Duration::from_millis(20));
-    }
+    // A server that closes too early, or that caches what it acknowledged, may still do it.
+    let missing = || missing(&running.disk.content(), OUTSTANDING);
+    let done = seen(|| (missing() == 0).then_some(()));
+    ensure!(done.is_some(), "{} of {OUTSTANDING} writes were never carried out", missing());
+    Ok(())
 }
 
 /// DISC waits for everything received before it, and closes only then.
