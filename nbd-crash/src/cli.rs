@@ -295,16 +295,17 @@ pub enum Allowance {
 
 const EXAMPLES: &str = "\
 Examples:
-  nbd-server --record disk.nbdrec --marks /run/marks disk.img &
+  nbd-server --record disk.nbdrec --marks /run/marks memory:64M & sleep 1
   nbd-attach attach nbd://localhost && mkfs.ext4 /dev/nbd0 && mount /dev/nbd0 /mnt
-  nbd-crash workload fsync.txt --root /mnt --marks /run/marks
+  nbd-crash workload ordinary.txt --root /mnt --marks /run/marks
+  umount /mnt && nbd-attach detach /dev/nbd0 && kill %1
   nbd-crash explore disk.nbdrec --oracle ext4 --report crash.html
   nbd-crash explore disk.nbdrec --oracle ext4 --contract no-fua   what if the server ignored FUA?
   nbd-crash serve disk.nbdrec --state no-fua@120:-117             go there and look
 
 The states of any server's storage, by what that server promised its clients:
   nbd-crash record --to nbd://storage --listen /run/back --log back.nbdrec &
-  qemu-nbd -t -p 10810 nbd+unix:///?socket=/run/back &
+  qemu-nbd -t -e 8 -f raw -p 10810 'nbd+unix:///?socket=/run/back' &
   nbd-crash record --to nbd://localhost:10810 --listen /run/front --log front.nbdrec &
   nbd-crash explore back.nbdrec --front front.nbdrec";
 

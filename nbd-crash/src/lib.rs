@@ -9,7 +9,7 @@
 //! **Does my file system, or what runs on it, keep its promises?** Record while it works, then explore:
 //!
 //! ```sh
-//! nbd-server --record disk.nbdrec --marks /run/marks memory:64M &
+//! nbd-server --record disk.nbdrec --marks /run/marks memory:64M & sleep 1
 //! nbd-attach attach nbd://localhost                      # /dev/nbd0
 //! mkfs.ext4 /dev/nbd0 && mount /dev/nbd0 /mnt
 //! nbd-crash workload ordinary.txt --root /mnt --marks /run/marks
@@ -29,30 +29,32 @@
 //! judged by what it promised in front, byte by byte, and no file system is needed:
 //!
 //! ```sh
-//! nbd-server --unix storage memory:1M &
-//! nbd-crash record --to 'nbd+unix:///?socket=storage' --listen ./back --log back.nbdrec &
-//! qemu-nbd -t -e 8 -f raw --cache unsafe -k $PWD/qemu 'nbd+unix:///?socket=back' &
-//! nbd-crash record --to 'nbd+unix:///?socket=qemu' --listen ./front --log front.nbdrec &
+//! nbd-server --unix storage memory:1M & sleep 1
+//! nbd-crash record --to 'nbd+unix:///?socket=storage' --listen ./back --log back.nbdrec & sleep 1
+//! qemu-nbd -t -e 8 -f raw --cache unsafe -k $PWD/qemu 'nbd+unix:///?socket=back' & sleep 1
+//! nbd-crash record --to 'nbd+unix:///?socket=qemu' --listen ./front --log front.nbdrec & sleep 1
 //! nbd-crash generate --raw 200 >requests
 //! nbd-crash workload requests --nbd 'nbd+unix:///?socket=front' --connections 4
-//! kill %4 %3 %2
+//! kill %4 %3 %2; sleep 1
 //! nbd-crash explore back.nbdrec --front front.nbdrec --violations 1
 //! ```
 //!
 //! `--cache unsafe` makes qemu-nbd ignore FLUSH and FUA, and this is what it looks like:
 //!
 //! ```text
-//! nbd@33:none
-//!     bytes 147456 to 163840: not write 16 or something newer, which was durable
-//!   it is enough to lose (6 checks; nbd@33:-15):
-//!     WRITE 15 of 16384 bytes at 147456, connection 1: nothing had made it durable yet: the FLUSH received as
-//!     record 47 and answered as record 51 covers it
+//! nbd@30:2
+//!     bytes 126976 to 135168: not write 18 or something newer, which was durable
+//!     bytes 147456 to 163840: not write 13 or something newer, which was durable
+//!     bytes 651264 to 667648: not write 24 or something newer, which was durable
+//!   it is enough to lose (5 checks; nbd@30:-10):
+//!     WRITE 10 of 16384 bytes at 147456, connection 1: nothing had made it durable yet: the FLUSH received as
+//!     record 44 and answered as record 48 covers it
 //! ```
 //!
-//! Read: had the storage lost power when 33 things had been recorded of it, the range would not hold what write 16 of
-//! the front had put there, although the server had answered a FLUSH after it. Everything else may be there; it is
-//! enough that write 15 is not. And it need not be, for it was only made durable by a FLUSH that came later. With
-//! `--cache writeback` every promise is kept.
+//! Read: had the storage lost power when 30 things had been recorded of it, and kept only its write 2, three ranges
+//! would not hold what the front had been promised. Most of that may be there: it is enough that write 10 is not, by
+//! which the server passed on what its client had sent as write 13 and flushed. Nothing had made write 10 durable yet; a
+//! FLUSH of the storage came later. With `--cache writeback` every promise is kept.
 //!
 //! **What does such a state look like?** Every state has a name, and is served by it as a device of its own, which can
 //! be written to: `nbd-crash serve disk.nbdrec --state no-fua@74:none`, then attach, mount and look.
