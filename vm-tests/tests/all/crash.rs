@@ -6,10 +6,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vm_tests::crash::trace;
-use vm_tests::{Scene, Vm, on_both_kernels};
+use vm_tests::{Scene, Vm, on_both_kernels, paths};
 
 /// What the broken contracts of servers are called.
 const BROKEN: [&str; 5] = ["own-connection", "no-fua", "late-flush", "no-flush", "unsafe"];
@@ -58,6 +58,37 @@ fn a_log_that_the_kernel_made_is_read(scene: &Scene) -> Result<()> {
     vm.run(&format!("{raw} nbd"))?;
     let broken = vm.try_run(&format!("{raw} no-flush"))?;
     ensure!(broken.code == 1, "{}", broken.output);
+    Ok(())
+}
+
+on_both_kernels!(what_the_readme_says_works, Ext4, Ours);
+/// Its commands, as they are typed: a file system as mkfs makes it, and a state to go to and look at.
+fn what_the_readme_says_works(scene: &Scene) -> Result<()> {
+    let readme = fs::read_to_string(paths::workspace().join("README.md"))?;
+    let chapter = readme.split("## What a crash could leave").nth(1).context("the chapter is there")?;
+    let commands =
+        chapter.split("```sh\n").nth(1).and_then(|it| it.split("```").next()).context("so are they")?;
+    let mut vm = scene.vm().boot()?;
+    let workload = fs::read_to_string(paths::workspace().join("nbd-crash/workloads/ordinary.txt"))?;
+    vm.run(&format!(
+        "mkdir -p nbd-crash/workloads; cat >nbd-crash/workloads/ordinary.txt <<'END'\n{workload}\nEND"
+    ))?;
+    let recorded: Vec<_> = commands.lines().take_while(|line| !line.contains("explore")).collect();
+    ensure!(recorded.len() == 4, "{commands}");
+    let explores: Vec<_> = commands.lines().filter(|line| line.contains("explore")).collect();
+    let [all, no_fua] = explores[..] else { bail!("{commands}") };
+    let without_remark = |line: &str| line.split(" #").next().unwrap_or_default().to_owned();
+    // A shell of its own, which has jobs.
+    vm.run(&format!("cat >/tmp/typed <<'END'\nset -me\n{}\nwait\nEND", recorded.join("\n")))?;
+    vm.run("sh /tmp/typed >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }")?;
+    vm.run(&format!("{} --budget 3000", without_remark(all)))?;
+    vm.run("grep -q '<svg' crash.html")?;
+    let broken = vm.try_run(&format!("{} --budget 3000", without_remark(no_fua)))?;
+    ensure!(broken.code == 1 && broken.output.contains("it had FUA"), "{}", broken.output);
+    let state = broken.output.lines().next().context("a state")?.to_owned();
+    vm.spawn("state", &format!("exec nbd-crash serve disk.nbdrec --state '{state}'"))?;
+    vm.wait_for("state", "nbd://127.0.0.1")?;
+    vm.run("nbd-attach attach nbd://localhost && mount /dev/nbd0 /mnt && ls /mnt && umount /mnt")?;
     Ok(())
 }
 
