@@ -139,6 +139,8 @@ proptest! {
             let mut seen: std::collections::HashMap<u64, Vec<u8>> = std::collections::HashMap::new();
             for time in 0..=history.events.len() {
                 walk.go(time).unwrap();
+                let shows = |write: &usize| walk.durable.shows(*write, &history.writes[*write]);
+                prop_assert!(walk.volatile.iter().all(shows), "what is hidden for good cannot be lost");
                 let choice = Choice { seed: 3, unit: 512, random: 4 };
                 for kept in subsets(&history, &walk.volatile, choice, round, time as u64) {
                     let image = state::content(&walk.durable, &history, &kept).unwrap();

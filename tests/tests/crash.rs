@@ -121,6 +121,26 @@ fn a_recording_of_a_server_has_an_end_and_a_report() {
 }
 
 #[test]
+fn a_server_writes_down_what_it_was_asked() {
+    let Some(qemu_io) = tool::find("qemu-io", "qemu-utils") else { return };
+    let directory = TempDir::new().unwrap();
+    let log = path(&directory, "log");
+    let server = Server::builder().export("memory:1M").args(&["--record", &log]).unix().start();
+    let asked =
+        ["-c", "write -P 1 -f 0 4096", "-c", "write -z 8192 4096", "-c", "discard 16384 8192", "-c", "flush"];
+    let uri = server.endpoint().uri("");
+    tool::succeed(&qemu_io, &[&["-f", "raw", "-d", "unmap"], &asked[..], &[&uri]].concat());
+    assert_eq!(server.terminate().code, Some(0));
+    let shown = crash(&["show", &log]).stdout;
+    let told: Vec<&str> = shown.lines().filter_map(|line| line.split_once("   1  ").map(|it| it.1)).collect();
+    let due =
+        ["opened", "WRITE 4096 bytes at 0 FUA", "answer to 2", "ZERO 4096 bytes at 8192", "answer to 4"];
+    assert_eq!(told[..5], due, "{shown}");
+    assert_eq!(told[5..9], ["TRIM 8192 bytes at 16384", "answer to 6", "FLUSH", "answer to 8"], "{shown}");
+    assert_eq!(told.last(), Some(&"closed"), "{shown}");
+}
+
+#[test]
 fn what_is_left_is_compared_with_what_was_promised() {
     let Some(qemu_io) = tool::find("qemu-io", "qemu-utils") else { return };
     let directory = TempDir::new().unwrap();
