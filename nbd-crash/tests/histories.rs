@@ -216,6 +216,35 @@ proptest! {
 }
 
 #[test]
+fn a_torn_write_leaves_what_its_name_says() {
+    let write = Step::Request {
+        connection: 1,
+        command: CommandType::WRITE,
+        fua: false,
+        offset: 1024,
+        length: 4096,
+        byte: 7,
+    };
+    let history = history(&[write]);
+    let left = |name: &str| {
+        let named = Named::parse(&history, name).unwrap();
+        let stability = Arc::new(named.contract.stability(&history));
+        let mut walk = Walk::new(history.clone(), stability, Base::default());
+        walk.go(named.time).unwrap();
+        let kept = named.kept(&history, &walk.volatile).unwrap();
+        let bytes = bytes(&state::content(&walk.durable, &history, &kept).unwrap());
+        bytes
+            .chunks(512)
+            .map(|sector| if sector.iter().all(|byte| *byte == 7) { '7' } else { '.' })
+            .collect::<String>()
+    };
+    assert_eq!(&left("nbd@1:none")[..12], "............");
+    assert_eq!(&left("nbd@1:all")[..12], "..77777777..");
+    assert_eq!(&left("nbd@1:1<3")[..12], "..777.......");
+    assert_eq!(&left("nbd@1:1/a1")[..12], "..7....7.7..");
+}
+
+#[test]
 fn a_whole_device_that_is_thrown_away_costs_nothing() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("recording");
