@@ -34,6 +34,8 @@ pub struct Recording<'a> {
     pub workload: &'a str,
 }
 
+/// What the explorer calls the contracts of servers that promise less than the protocol wants.
+pub const BROKEN: [&str; 5] = ["own-connection", "no-fua", "late-flush", "no-flush", "unsafe"];
 /// Room for a recording.
 const LOG: u64 = 256 << 20;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vm_tests::crash::{Recording, Subject, explorer, keep, trace};
+use vm_tests::crash::{BROKEN, Recording, Subject, explorer, keep, trace};
 use vm_tests::{Kit, Scene, Series};
 
 use crate::install;
@@ -43,8 +43,6 @@ const RECORDINGS: [(&str, u32, Workload); 6] = [
     ("unsafe", 4, ORDINARY),
     ("writeback", 4, BUSY),
 ];
-/// Contracts that break the protocol's.
-const BROKEN: [&str; 5] = ["unsafe", "no-fua", "no-flush", "late-flush", "own-connection"];
 /// States among which a broken contract must be found out.
 const STATES_MAX: u64 = 1000;
 /// What a guest may take longer than it was told, or for so many states.

@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use vm_tests::crash::trace;
+use vm_tests::crash::{BROKEN, trace};
 use vm_tests::{Scene, Vm, on_both_kernels, paths};
 
-/// What the broken contracts of servers are called.
-const BROKEN: [&str; 5] = ["own-connection", "no-fua", "late-flush", "no-flush", "unsafe"];
 /// States of each contract that an ordinary run compares.
 const COMPARED: [u64; 2] = [120, 25];
 
