@@ -139,6 +139,12 @@ fn mistakes_are_told_with_their_line() {
         let error = format!("{:#}", parse(&format!("# a comment\n{text}")).unwrap_err());
         assert!(error.starts_with("line 2") && error.contains(what), "{text}: {error}");
     }
+    let directory = place();
+    let renames = parse("mkdir D\nrename D E").unwrap();
+    assert!(run(&renames, directory.path(), &mut Marker::new(None).unwrap()).is_err());
+    assert!(directory.path().join("D").exists());
+    let mut model = model(&renames[..1]);
+    assert!(model.hear("> 2 rename D E").unwrap_err().to_string().contains("only files are renamed"));
     for wrong in ["", "X 1 1", "W", "W 1", "F 1 1", "W 0 0", "FF"] {
         assert!(wrong.parse::<raw::Line>().is_err(), "{wrong:?}");
     }

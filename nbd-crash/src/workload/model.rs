@@ -10,7 +10,7 @@ mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::operation::Operation;
 pub use file::{Contents, FileModel};
@@ -130,6 +130,7 @@ impl Model {
             Operation::MakeDirectory(path) => self.bind(path, Thing::Directory, true),
             Operation::Rename(from, to) => {
                 let thing = self.bound(from)?;
+                ensure!(thing != Thing::Directory, "{from} is a directory, and only files are renamed");
                 self.bind(to, thing, false);
                 self.bind(from, Thing::Absent, false);
             }

@@ -79,14 +79,15 @@ impl Runner<'_> {
             }
             Operation::DirectWrite(path, blocks) => self.write(number, path, *blocks, libc::O_DIRECT)?,
             Operation::Rename(from, to) => {
+                // Of directories it is not known what is in them.
+                let file = self.file(from)?;
                 fs::rename(at(from), at(to))?;
-                if let Some(file) = self.files.remove(from) {
-                    self.files.insert(to.clone(), file);
-                }
+                self.files.remove(from);
+                self.files.insert(to.clone(), file);
             }
             Operation::Link(from, to) => {
-                fs::hard_link(at(from), at(to))?;
                 let file = self.file(from)?;
+                fs::hard_link(at(from), at(to))?;
                 self.files.insert(to.clone(), file);
             }
             Operation::Unlink(path) => {
