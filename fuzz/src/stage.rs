@@ -11,10 +11,10 @@ use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
 use nbd_server::backend::memory::MemoryBackend;
 use nbd_server::buf::{Budget, Pool};
-use nbd_server::device::{Clock, leaf};
-use nbd_server::durability::{EarlyLimits, Mode};
+use nbd_server::device::leaf;
+use nbd_server::durability::{Clock, EarlyLimits, Mode};
+use nbd_server::epoch_store;
 use nbd_server::export::{Export, Registry};
-use nbd_server::ledger;
 use nbd_server::session::Memory;
 
 /// Bytes of the export: no whole number of sectors.
@@ -52,7 +52,7 @@ impl Stage {
             _ => Mode::Unsafe,
         };
         let storage = leaf(MemoryBackend::new(SIZE).expect("little memory"));
-        let export = Export::new(String::new(), storage, mode, LIMITS, ledger::nothing_to_lose());
+        let export = Export::new(String::new(), storage, mode, LIMITS, epoch_store::nothing_to_lose());
         let export = Arc::new(export);
         let registry = Registry::default();
         registry.add(export.clone());

@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use common::command::Fua;
 use common::handshake::server::Encryption;
 use common::uri::Uri;
 use futures::future::pending;
@@ -16,8 +15,8 @@ use futures::future::pending;
 use nbd_server::buf::{Budget, IoBuf, Pool};
 use nbd_server::device::{Backend, Shape, Support, leaf};
 use nbd_server::durability::{EarlyLimits, Mode};
+use nbd_server::epoch_store;
 use nbd_server::export::{Export, Origin, Peer, Registry, Visible};
-use nbd_server::ledger;
 use nbd_server::listen::Listener;
 use nbd_server::session::{self, End, Memory, Negotiated, Progress};
 use nbd_server::transport::{Adapted, Stream};
@@ -62,8 +61,8 @@ impl Served {
 
     /// Serves it at an address, in a thread of its own, for as long as the process lives; gives the URI.
     pub fn serve(&self, address: &str, name: &str) -> anyhow::Result<Uri> {
-        let (content, ledger) = (leaf(self.clone()), ledger::volatile());
-        let export = Export::new(name.to_owned(), content, Mode::Writeback, EarlyLimits::default(), ledger);
+        let (content, epoch) = (leaf(self.clone()), epoch_store::volatile());
+        let export = Export::new(name.to_owned(), content, Mode::Writeback, EarlyLimits::default(), epoch);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = runtime.block_on(endpoint::listen(address))?;
         let uri = endpoint::uri(&listener, name)?;
@@ -93,7 +92,7 @@ impl Backend for Served {
         Ok(buf)
     }
 
-    async fn write(&self, at: u64, data: IoBuf, _durable: Fua) -> io::Result<()> {
+    async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
         self.content().write(at, &data)
     }
 

@@ -102,7 +102,7 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
         }
         Request::Drain { .. } => export.drain().await.map_err(|error| error.to_string())?,
         Request::ClearPoison { .. } => {
-            if !export.forgive().await {
+            if !export.clear_poison().await {
                 return Err("there is no poison to clear".into());
             }
         }

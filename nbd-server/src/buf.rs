@@ -33,6 +33,12 @@ pub struct IoBuf {
 }
 
 impl IoBuf {
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// A buffer of `len` zeroes outside any pool.
     #[must_use]
     pub fn zeroed(len: usize) -> IoBuf {
@@ -170,8 +176,9 @@ impl Free {
     }
 }
 
-/// Bytes of a buffer for `len`: those of its class, if there is one.
-fn size_for(len: usize) -> usize {
+/// Bytes of memory that a pooled buffer for `len` takes: those of its class, if there is one.
+#[must_use]
+pub fn size_for(len: usize) -> usize {
     match class_of(len) {
         class @ 0..CLASSES => PAGE << class,
         _ => len,

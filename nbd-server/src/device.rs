@@ -1,12 +1,16 @@
-//! The contract between the rooms: what stores bytes, what changes behaviour, what a session sees.
+//! The contract of storage: backends that store bytes, and layers that change their behaviour.
 //!
 //! Three traits, because their defaults differ. A [`Backend`] stores bytes, and what it lacks is
 //! *emulated* above it, once, in [`leaf`]. A [`Layer`] changes behaviour, and what it does not
 //! override is *passed on*. A [`Device`] is what both become: object-safe, nothing optional, never
 //! implemented by hand.
 //!
+//! Storage promises nothing about durability but what [`Device::flush`] says; FLUSH, FUA and the order of
+//! requests are kept above it, by [`Durability`](crate::durability::Durability), and sessions talk to that.
+//!
 //! Futures are polled on the thread that made them and need not be `Send`; devices themselves are
-//! shared by all workers. There is no order between requests in flight unless a layer makes one.
+//! shared by all workers. A future does nothing before it is polled, and there is no order between
+//! requests in flight.
 
 mod extent;
 mod layered;
@@ -17,12 +21,10 @@ use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use common::command::{Fua, Zeroing};
+use common::command::Zeroing;
 
 use crate::buf::{IoBuf, Slice};
 pub use extent::{Content, EXTENTS_MAX, Extent, overlaid, push_extent};
@@ -31,27 +33,6 @@ use leaf::Leaf;
 
 /// A device's answer in the making. Once polled it runs to completion: dropping it does not undo it.
 pub type Io<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + 'a>>;
-
-/// How a device is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Health {
-    /// Bytes acknowledged and not yet given to the host.
-    pub dirty_bytes: usize,
-    /// Bytes acknowledged and not known to be stable, those included; what was written twice
-    /// counts twice.
-    pub unstable_bytes: u64,
-    /// Why every FLUSH and write fails, if they do.
-    pub poison: Option<String>,
-}
-
-/// Work that a device does on its own account, for as long as it lives.
-pub type Background<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
-
-/// Time, as layers see it: the seam through which a simulation controls it.
-pub trait Clock {
-    /// Resolves after `duration`.
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>>;
-}
 
 /// What a device can do. Layers edit it, the handshake prints it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +43,6 @@ pub struct Shape {
     pub read_only: bool,
     /// Smallest efficient request in bytes, a power of two of at least 512.
     pub block_preferred: u32,
-    /// Whether [`Fua::Yes`] costs less than a write and a flush.
-    pub fua: Support,
     /// Whether TRIM gives space back.
     pub trim: Support,
     /// Whether the device knows its holes; else all of it is data.
@@ -82,7 +61,6 @@ impl Shape {
             size,
             read_only: false,
             block_preferred: 4096,
-            fua: Support::Native,
             trim: Support::Native,
             sparse: Support::Emulate,
             coherent: true,
@@ -155,18 +133,18 @@ pub trait Backend: Send + Sync + 'static {
     fn shape(&self) -> Shape;
     /// Fills the buffer from byte `at`.
     async fn read(&self, at: u64, buf: IoBuf) -> io::Result<IoBuf>;
-    /// Stores the data at byte `at`; with [`Fua::Yes`] (only if the shape says `Native`) it is
-    /// stable on return. If then making it stable failed, the error is a [`sync_failure`].
-    async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()>;
+    /// Stores the data at byte `at`.
+    async fn write(&self, at: u64, data: IoBuf) -> io::Result<()>;
     /// Stores several pieces of data that do not overlap, none of them durable, each at its byte.
     /// Of one that fails nobody knows which were stored.
     async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {
         for piece in pieces {
-            self.write(piece.at, piece.gather(), Fua::No).await?;
+            self.write(piece.at, piece.gather()).await?;
         }
         Ok(())
     }
-    /// Makes every write that has returned stable. A failure may mean that such writes are lost.
+    /// Makes every write that has returned stable. A failure may mean that such writes are lost, and may
+    /// be told once: called again, this may succeed although they are. It is called once at a time.
     async fn flush(&self) -> io::Result<()>;
     /// Makes `len` bytes read as zero without writing them, or fails with
     /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix;
@@ -193,23 +171,23 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
-/// What a session talks to. Made by [`leaf`] and [`layered`], never implemented by hand.
+/// A stack of layers over a backend. Made by [`leaf`] and [`layered`], never implemented by hand.
 pub trait Device: Send + Sync {
     /// What it can do.
     fn shape(&self) -> Shape;
     /// Fills the buffer from byte `at`.
     fn read(&self, at: u64, buf: IoBuf) -> Io<'_, IoBuf>;
     /// Stores the data at byte `at`.
-    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()>;
+    fn write(&self, at: u64, data: IoBuf) -> Io<'_, ()>;
     /// Stores several pieces that do not overlap, none of them durable.
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()>;
-    /// Makes every write-class request that was answered stable.
+    /// See [`Backend::flush`].
     fn flush(&self) -> Io<'_, ()>;
     /// Makes `len` bytes read as zero. Fails with [`io::ErrorKind::Unsupported`] only if it must be
     /// fast and cannot.
-    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()>;
+    fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()>;
     /// Gives space back where it can.
-    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()>;
+    fn trim(&self, at: u64, len: u64) -> Io<'_, ()>;
     /// What the range is made of, from its beginning: at least one extent, at most about
     /// [`EXTENTS_MAX`]; they may end before the range does.
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>>;
@@ -217,10 +195,6 @@ pub trait Device: Send + Sync {
     fn lend(&self, at: u64, len: usize) -> Option<Loan>;
     /// Brings the range nearer, for reads to come.
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()>;
-    /// How it is now.
-    fn health(&self) -> Health;
-    /// What must be polled, on one worker, for the device to work.
-    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_>;
 }
 
 /// Implement to change behaviour; every default but that of [`Layer::lend`] passes on.
@@ -234,8 +208,8 @@ pub trait Layer: Send + Sync + 'static {
         below.read(at, buf)
     }
     /// See [`Device::write`].
-    fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, fua: Fua) -> Io<'a, ()> {
-        below.write(at, data, fua)
+    fn write<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf) -> Io<'a, ()> {
+        below.write(at, data)
     }
     /// See [`Device::write_many`].
     fn write_many<'a>(&'a self, below: &'a dyn Device, pieces: Vec<Piece>) -> Io<'a, ()> {
@@ -246,12 +220,12 @@ pub trait Layer: Send + Sync + 'static {
         below.flush()
     }
     /// See [`Device::zero`].
-    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
-        below.zero(at, len, how, fua)
+    fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing) -> Io<'a, ()> {
+        below.zero(at, len, how)
     }
     /// See [`Device::trim`].
-    fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
-        below.trim(at, len, fua)
+    fn trim<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, ()> {
+        below.trim(at, len)
     }
     /// See [`Device::extents`].
     fn extents<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
@@ -264,14 +238,6 @@ pub trait Layer: Send + Sync + 'static {
     /// See [`Device::cache`].
     fn cache<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, ()> {
         below.cache(at, len)
-    }
-    /// Edits how the device below is.
-    fn health(&self, below: Health) -> Health {
-        below
-    }
-    /// This layer's own work, not that of what is below.
-    fn background<'a>(&'a self, _below: &'a dyn Device, _clock: Rc<dyn Clock>) -> Background<'a> {
-        Box::pin(std::future::ready(()))
     }
 }
 

@@ -9,6 +9,7 @@
 
 pub mod drive;
 pub mod inline;
+pub mod inode_mark;
 pub mod ioctl;
 pub mod lane;
 pub mod pool;

@@ -1,7 +1,6 @@
-//! An export: a name, a stack of layers over a backend, and what it tells clients about itself.
+//! An export: a name, the promises about its storage, and what it tells clients about itself.
 //!
-//! The only place that assembles stacks, and the only one that turns a [`Shape`] into
-//! transmission flags.
+//! The only place that turns a [`Shape`] into transmission flags.
 
 mod door;
 mod registry;
@@ -15,10 +14,9 @@ use common::handshake::{self, BlockSizes};
 use common::proto::{PAYLOAD_MAX, TransmissionFlags};
 use recording::{Recorder, Tap, What};
 
-use crate::device::{Device, Health, Shape, Support, layered};
-use crate::durability::epoch::Ledger;
-use crate::durability::{ChangeError, Durability, EarlyLimits, Mode};
-use crate::layer::order::Order;
+use crate::device::{Device, Shape, Support};
+use crate::durability::epoch::Epoch;
+use crate::durability::{ChangeError, Durability, EarlyLimits, Health, Mode};
 use crate::metrics::Counters;
 use door::Door;
 
@@ -36,8 +34,7 @@ const BLOCK_MIN: u32 = 1;
 /// One export, shared by all its connections.
 pub struct Export {
     name: String,
-    device: Arc<dyn Device>,
-    durability: Arc<Durability>,
+    durability: Durability,
     counters: Counters,
     door: Door,
     /// What the operator has to say about it.
@@ -46,21 +43,19 @@ pub struct Export {
 }
 
 impl Export {
-    /// Puts the durability modes and the order of overlapping writes on top of `storage`.
+    /// Serves `storage` with the promises of `mode`.
     #[must_use]
     pub fn new(
         name: String,
         storage: Arc<dyn Device>,
         mode: Mode,
         limits: EarlyLimits,
-        ledger: Ledger,
+        epoch: Epoch,
     ) -> Export {
-        let durability = Durability::over(&storage, mode, limits, ledger);
-        let promising = layered(Box::new(durability.clone()), storage);
-        let device = layered(Box::new(Order::default()), promising);
+        let durability = Durability::over(&name, storage, mode, limits, epoch);
         let door = Door::new(Admission::default());
         let (counters, text, recorder) = (Counters::default(), RwLock::default(), OnceLock::new());
-        Export { name, device, durability, counters, door, text, recorder }
+        Export { name, durability, counters, door, text, recorder }
     }
 
     /// Says who may use it from now on, and what people are told about it.
@@ -87,7 +82,7 @@ impl Export {
     /// The transmission flags that every client is told.
     #[must_use]
     pub fn flags(&self) -> TransmissionFlags {
-        transmission_flags(self.device.shape())
+        transmission_flags(self.shape())
     }
 
     /// The name clients ask for; empty for the default export.
@@ -96,10 +91,10 @@ impl Export {
         &self.name
     }
 
-    /// The top of the stack.
+    /// Its storage, with its promises.
     #[must_use]
-    pub fn device(&self) -> &dyn Device {
-        &*self.device
+    pub fn device(&self) -> &Durability {
+        &self.durability
     }
 
     /// What it has done so far.
@@ -111,7 +106,7 @@ impl Export {
     /// What a connection is held to.
     #[must_use]
     pub fn terms(&self, agreed: &Agreed) -> Terms {
-        let shape = self.device.shape();
+        let shape = self.shape();
         Terms {
             size: shape.size,
             flags: transmission_flags(shape) | agreed.style.flags(),
@@ -139,7 +134,7 @@ impl Export {
 
     /// Makes everything acknowledged before now stable, in every mode.
     pub async fn drain(&self) -> io::Result<()> {
-        self.durability.settle().await
+        self.durability.sync_all().await
     }
 
     /// Gives everything acknowledged before now to the host, without making it stable.
@@ -148,21 +143,21 @@ impl Export {
     }
 
     /// Goes on although acknowledged data may be lost; returns whether it may have been.
-    pub async fn forgive(&self) -> bool {
-        self.durability.forgive().await
+    pub async fn clear_poison(&self) -> bool {
+        self.durability.clear_poison().await
     }
 
-    /// How it is now.
+    /// The state of its promises.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.device.health()
+        self.durability.health()
     }
 
     /// The write verifier: changes exactly when acknowledged data may have been lost. There is
     /// none where nothing is ever written.
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
-        (!self.device.shape().read_only).then(|| self.durability.epoch())
+        (!self.shape().read_only).then(|| self.durability.epoch())
     }
 
     /// Makes everything stable at the end, in every mode.
@@ -179,7 +174,7 @@ impl Export {
     /// Bytes, and whether writes are refused.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        self.device.shape()
+        self.durability.shape()
     }
 
     /// What people and programs are told about its promises.
@@ -195,7 +190,7 @@ impl Export {
     }
 
     fn describe(&self) -> handshake::Export {
-        let shape = self.device.shape();
+        let shape = self.shape();
         handshake::Export {
             size: shape.size,
             flags: transmission_flags(shape),

@@ -1,4 +1,3 @@
 //! What changes behaviour between the session and a backend: one file each.
 
-pub mod order;
 pub mod window;

@@ -1,7 +1,7 @@
 //! The NBD server: policy (exports, layers, durability) over mechanism (sockets, threads).
 //!
 //! ```text
-//!   client ─▶ listen ─▶ worker ─▶ session ─▶ Device: order ─▶ durability ─▶ backend ─▶ engine
+//!   client ─▶ listen ─▶ worker ─▶ session ─▶ durability ─▶ Device: layer ─▶ backend ─▶ engine
 //! ```
 //!
 //! | module | what it is for | may use |
@@ -10,9 +10,10 @@
 //! | [`admin`], [`ctl`] | what an operator asks and tells a running server; the asking side | `export`, `listen` |
 //! | [`server`], [`listen`], [`transport`], [`tls`], [`worker`] | sockets, threads, start and stop | `session`, `export`, `engine` |
 //! | [`session`] | one connection: requests in, replies out | `device`, `export`, `buf` |
-//! | [`export`] | assembles stacks and tells clients what they can do | `device`, `durability`, `layer` |
-//! | [`ledger`] | where an export's epoch is kept | `durability`, `engine` |
-//! | [`durability`], [`layer`] | what an acknowledgement promises; order of overlapping writes | `device`, `buf` |
+//! | [`export`] | a name, its storage, and the flags that clients are told | `device`, `durability` |
+//! | [`epoch_store`] | where an export's epoch is stored | `durability`, `engine` |
+//! | [`durability`] | the promises of an acknowledgement; the order of overlapping writes | `device`, `buf` |
+//! | [`layer`] | changes to what a backend shows | `device`, `buf` |
 //! | [`backend`] | what stores bytes | `device`, `buf`, `engine` |
 //! | [`confine`] | what the process can no longer do: user, files, system calls | nothing of ours |
 //! | [`engine`] | how operations reach the disk | `buf` |
@@ -32,9 +33,9 @@ pub mod ctl;
 pub mod device;
 pub mod durability;
 pub mod engine;
+pub mod epoch_store;
 pub mod export;
 pub mod layer;
-pub mod ledger;
 pub mod listen;
 pub mod metrics;
 pub mod server;

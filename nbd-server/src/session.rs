@@ -29,15 +29,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use common::Violation;
+use common::command::{Command, Span};
 use common::handshake::context::{Agreed, Context as Selected};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use recording::Tap;
 
 use crate::buf::{Budget, Pool};
+use crate::durability::{Client, Receipt};
 use crate::export::Export;
 use execute::Around;
-use receive::{Incoming, Receiver};
+use receive::{Incoming, Receiver, What};
 use replies::Replies;
 
 pub use negotiate::{Negotiated, negotiate, resume};
@@ -126,6 +128,8 @@ type InFlight = Pin<Box<dyn Future<Output = ()>>>;
 struct Connection<'s, S> {
     stream: &'s mut S,
     export: Arc<Export>,
+    /// Its share in the order of the export's requests.
+    client: Client,
     contexts: Rc<[Selected]>,
     tap: Option<Rc<Tap>>,
     memory: Memory,
@@ -148,8 +152,20 @@ impl<'s, S: Stream> Connection<'s, S> {
         let receiver = Receiver::new(export.terms(&agreed));
         let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
-        let tap = export.tap().map(Rc::new);
-        Connection { stream, export, contexts, tap, memory, receiver, in_flight, replies, progress, fresh: 0 }
+        let (tap, client) = (export.tap().map(Rc::new), export.device().connect());
+        Connection {
+            stream,
+            export,
+            client,
+            contexts,
+            tap,
+            memory,
+            receiver,
+            in_flight,
+            replies,
+            progress,
+            fresh: 0,
+        }
     }
 
     /// Drives everything that is under way until no more requests will come.
@@ -254,7 +270,9 @@ impl<'s, S: Stream> Connection<'s, S> {
             pool: self.memory.pool.clone(),
             lends: self.stream.lends(),
         };
-        let request = AssertUnwindSafe(execute::execute(incoming.cookie, incoming.what, ticket, around));
+        let receipt = self.receipt(&incoming.what);
+        let request =
+            AssertUnwindSafe(execute::execute(incoming.cookie, incoming.what, receipt, ticket, around));
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
         // others of this connection go on.
         let mut request: InFlight = Box::pin(request.catch_unwind().map(|_panicked| ()));
@@ -263,8 +281,24 @@ impl<'s, S: Stream> Connection<'s, S> {
         }
     }
 
+    /// The request's place in the order: that of its receipt.
+    fn receipt(&self, what: &What) -> Receipt {
+        let device = self.export.device();
+        match *what {
+            What::Run(
+                Command::Write(Span { at, len }, _)
+                | Command::Trim(Span { at, len }, _)
+                | Command::WriteZeroes(Span { at, len }, ..),
+                _,
+            ) => device.receive_write(&self.client, at..at + len),
+            What::Run(Command::Flush, _) => device.receive_flush(&self.client),
+            What::Run(..) | What::Refuse(_) => device.receive(&self.client),
+        }
+    }
+
     /// Finishes what was received and sends what can still be sent.
     async fn finish(mut self, end: End) -> End {
+        self.export.device().disconnect(&self.client);
         if let End::Broken(_) | End::Violation(_) = end {
             self.replies.discard();
         }

@@ -22,7 +22,8 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::device::{Clock, Loan};
+use crate::device::Loan;
+use crate::durability::Clock;
 use crate::engine::drive;
 use crate::engine::seat::Occupied;
 use crate::engine::{Ring, Seat};

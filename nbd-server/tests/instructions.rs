@@ -23,10 +23,10 @@ use futures::future::{Either, select};
 use futures::io::{AsyncRead, AsyncWrite};
 use nbd_server::backend::memory::MemoryBackend;
 use nbd_server::buf::{Budget, Pool};
-use nbd_server::device::{Clock, leaf};
-use nbd_server::durability::{EarlyLimits, Mode};
+use nbd_server::device::leaf;
+use nbd_server::durability::{Clock, EarlyLimits, Mode};
+use nbd_server::epoch_store;
 use nbd_server::export::Export;
-use nbd_server::ledger;
 use nbd_server::session::{End, Memory, Progress, Stream, transmit};
 
 /// How much worse than the baseline a path may get: compilers, C libraries and processors (how they copy)
@@ -127,15 +127,15 @@ fn count(name: &str, batches: usize) -> u64 {
 fn run(route: &Route, batches: usize) {
     let storage = leaf(MemoryBackend::new(DISK).expect("a little memory"));
     let limits = EarlyLimits::default();
-    let export = Arc::new(Export::new(String::new(), storage, route.mode, limits, ledger::volatile()));
+    let export = Arc::new(Export::new(String::new(), storage, route.mode, limits, epoch_store::volatile()));
     let agreed = Agreed { style: route.style, contexts: Vec::new() };
     let memory = Memory { pool: Arc::new(Pool::default()), budget: Budget::new(64 << 20) };
     let mut client = Client { batch: batch(route), sent: 0, left: batches };
     let progress = Rc::new(Progress::default());
     let device = export.clone();
     let serving = pin!(transmit(&mut client, export, agreed, memory, pending(), progress));
-    let Either::Left((end, _)) = block_on(select(serving, device.device().background(Rc::new(NoTime))))
-    else {
+    let background = pin!(device.device().background(Rc::new(NoTime)));
+    let Either::Left((end, _)) = block_on(select(serving, background)) else {
         panic!("an export's own work has no end");
     };
     assert!(matches!(end, End::Disconnected), "{end}");

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use common::command::{Fua, Hole, Speed, Zeroing};
+use common::command::{Hole, Speed, Zeroing};
 
 use super::direct::Direct;
 use super::space::punch;
@@ -53,8 +53,8 @@ impl Backend for BlockBackend {
         self.storage.read(at, buf).await
     }
 
-    async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        self.storage.write(at, data, fua).await
+    async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
+        self.storage.write(at, data).await
     }
 
     async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
-use crate::device::{Piece, read_failure, sync_failure};
+use crate::device::{Piece, read_failure};
 
 /// Slices the kernel takes at a time (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 1024;
@@ -30,30 +30,6 @@ pub(super) fn write_gathered(file: &File, piece: &Piece) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes with RWF_DSYNC, which syncs this range and no other.
-///
-/// The call writes, then syncs, and tells of one error. Which half failed matters: a failed sync
-/// has consumed the kernel's only report of lost writes, also of earlier ones. Only a full disk is
-/// known to be the write's own fault, and only if it refuses the plain write too: a sync can also
-/// run out of space, and a file system that aborts after a failed sync refuses every write.
-pub(super) fn write_durably(file: &File, data: &[u8], at: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < data.len() {
-        let rest = [IoSlice::new(&data[done..])];
-        match rustix::io::pwritev2(file, &rest, at + done as u64, ReadWriteFlags::DSYNC) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => done += written,
-            Err(Errno::INTR) => {}
-            Err(error) => {
-                let again = file.write_all_at(&data[done..], at + done as u64);
-                let full = again.is_err_and(|again| is_full(&again)) && is_full(&error.into());
-                return Err(if full { error.into() } else { sync_failure(error.into()) });
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Reads the rest of a buffer whose first `done` bytes are read; it belongs to byte `at`.
 pub(super) fn read_rest(file: &File, buf: &mut [u8], mut done: usize, at: u64) -> io::Result<()> {
     while done < buf.len() {
@@ -66,10 +42,4 @@ pub(super) fn read_rest(file: &File, buf: &mut [u8], mut done: usize, at: u64) -
         }
     }
     Ok(())
-}
-
-/// Whether there was no room for a write.
-fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io;
 
-use common::command::Fua;
 use futures::lock::Mutex;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
@@ -73,18 +72,12 @@ impl Direct {
     }
 
     /// Writes parts of blocks.
-    pub(super) async fn write_parts(
-        &self,
-        storage: &Storage,
-        at: u64,
-        data: &IoBuf,
-        fua: Fua,
-    ) -> io::Result<()> {
+    pub(super) async fn write_parts(&self, storage: &Storage, at: u64, data: &IoBuf) -> io::Result<()> {
         let (start, len) = self.around(at, data.len());
         let _alone = self.parts.lock().await;
         let mut blocks = storage.read_waiting(start, IoBuf::zeroed(len), 0).await?;
         blocks[offset(start, at)..][..data.len()].copy_from_slice(data);
-        storage.write_waiting(start, blocks, fua).await
+        storage.write_waiting(start, blocks).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use common::command::{Fua, Hole, Zeroing};
+use common::command::{Hole, Zeroing};
 
 use super::direct::Direct;
 use super::space::{extents, is_full, punch, zero_range};
@@ -44,8 +44,8 @@ impl Backend for FileBackend {
         self.storage.read(at, buf).await
     }
 
-    async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        self.storage.write(at, data, fua).await
+    async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
+        self.storage.write(at, data).await
     }
 
     async fn write_many(&self, pieces: Vec<Piece>) -> io::Result<()> {

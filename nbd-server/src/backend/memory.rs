@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::{PoisonError, RwLock};
 
-use common::command::{Fua, Hole, Speed, Zeroing};
+use common::command::{Hole, Speed, Zeroing};
 
 use crate::buf::IoBuf;
 use crate::device::{Backend, Content, EXTENTS_MAX, Extent, Shape, Support, push_extent};
@@ -64,7 +64,7 @@ impl Backend for MemoryBackend {
         Ok(buf)
     }
 
-    async fn write(&self, at: u64, data: IoBuf, _fua: Fua) -> io::Result<()> {
+    async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
         for (chunk, start, done, len) in Self::pieces(at, data.len()) {
             let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
             let bytes = chunk.get_or_insert_with(|| vec![0; CHUNK].into());

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use common::command::{Fua, Zeroing};
+use common::command::Zeroing;
 
 use crate::buf::IoBuf;
 use crate::device::{Backend, Shape};
@@ -23,7 +23,7 @@ impl Backend for NullBackend {
         Ok(buf)
     }
 
-    async fn write(&self, _at: u64, _data: IoBuf, _fua: Fua) -> io::Result<()> {
+    async fn write(&self, _at: u64, _data: IoBuf) -> io::Result<()> {
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! | reads of what is cached | where the request is |
 //! | other reads; everything around the page cache | by the worker's ring, else on the pool |
 //! | buffered writes | where the request is, if its worker [may wait](seat); else in the file's [`Lane`] |
-//! | long ones, syncs, and writes that are durable by themselves | on the pool |
+//! | long ones, and syncs | on the pool |
 //! | anything that lies in memory | where the request is, unless it is long |
 
 use std::fs::File;
@@ -16,14 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::command::Fua;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::calls::{read_rest, write_durably, write_gathered};
+use super::calls::{read_rest, write_gathered};
 use super::direct::Direct;
 use crate::buf::IoBuf;
 use crate::device::{Loan, Piece, read_failure};
-use crate::engine::{Lane, Pool, Ring, inline, ring, seat};
+use crate::engine::{Lane, Pool, Ring, inline, inode_mark, ring, seat};
 
 /// Shortest range that is lent.
 const LEND_MIN: usize = 64 << 10;
@@ -103,15 +102,15 @@ impl Storage {
         Ok(buf)
     }
 
-    pub(super) async fn write(&self, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        if let Some(direct) = &self.direct
-            && !direct.is_whole(at, data.len() as u64)
-        {
-            return direct.write_parts(self, at, &data, fua).await;
+    pub(super) async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
+        if let Some(direct) = &self.direct {
+            return match direct.is_whole(at, data.len() as u64) {
+                true => self.write_waiting(at, data).await,
+                false => direct.write_parts(self, at, &data).await,
+            };
         }
-        let is_plain = fua == Fua::No && self.direct.is_none() && data.len() <= inline::COPY_MAX;
-        if !is_plain {
-            return self.write_waiting(at, data, fua).await;
+        if data.len() > inline::COPY_MAX {
+            return self.write_waiting(at, data).await;
         }
         if self.in_memory {
             return self.file.write_all_at(&data, at);
@@ -122,12 +121,8 @@ impl Storage {
         }
     }
 
-    /// Writes what nobody else shall wait for.
-    pub(super) async fn write_waiting(&self, at: u64, mut data: IoBuf, fua: Fua) -> io::Result<()> {
-        // A sync takes so long that a thread for it costs nothing, and it knows which half failed.
-        if fua == Fua::Yes {
-            return self.run(move |file| write_durably(file, &data, at)).await;
-        }
+    /// Writes where nobody else waits.
+    pub(super) async fn write_waiting(&self, at: u64, mut data: IoBuf) -> io::Result<()> {
         // Buffered writes exclude each other in the kernel, whoever makes them.
         let ring = self.direct.as_ref().and_then(|_| self.ring_for(data.len()));
         let Some(ring) = ring else {
@@ -201,7 +196,7 @@ impl Storage {
         if self.direct.is_some() {
             // Parts of a piece need not be whole blocks, and it need not be in whole ones.
             for piece in pieces {
-                self.write(piece.at, piece.gather(), Fua::No).await?;
+                self.write(piece.at, piece.gather()).await?;
             }
             return Ok(());
         }
@@ -213,7 +208,7 @@ impl Storage {
     }
 
     pub(super) async fn flush(&self) -> io::Result<()> {
-        if self.in_memory { self.file.sync_data() } else { self.run(File::sync_data).await }
+        if self.in_memory { sync(&self.file) } else { self.run(sync).await }
     }
 
     /// Runs `job` on the descriptor where it may block.
@@ -224,4 +219,10 @@ impl Storage {
         let file = self.file.clone();
         self.pool.run(move || job(&file)).await
     }
+}
+
+/// Makes what was written stable. A failure is told once, so it leaves its trace before anything else can
+/// happen.
+fn sync(file: &File) -> io::Result<()> {
+    file.sync_data().inspect_err(|_| inode_mark::clear(file))
 }

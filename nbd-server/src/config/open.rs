@@ -18,11 +18,12 @@ use crate::backend::null::NullBackend;
 use crate::backend::{Access, Opened as How};
 use crate::cli::parse_size;
 use crate::device::{Device, layered, leaf};
-use crate::durability::epoch::Ledger;
+use crate::durability::Mode;
+use crate::durability::epoch::Epoch;
 use crate::engine::Pool;
+use crate::epoch_store;
 use crate::export::Export;
 use crate::layer::window::Window;
-use crate::ledger;
 
 /// Sizes typed by a person must be a multiple of this many bytes.
 const SECTOR: u64 = 512;
@@ -35,8 +36,8 @@ pub(super) struct Opener<'a> {
     pool: &'a Pool,
 }
 
-/// What is served, and where its epoch is kept.
-type Opened = (Arc<dyn Device>, Ledger);
+/// What is served, and its epoch.
+type Opened = (Arc<dyn Device>, Epoch);
 
 impl Opener<'_> {
     /// `state_dir` is where epochs are kept that cannot be kept with what is served.
@@ -47,29 +48,29 @@ impl Opener<'_> {
     /// Opens and locks an export.
     pub(super) fn export(&self, definition: &Definition) -> anyhow::Result<Arc<Export>> {
         let Definition { name, serve, size, access, direct, mode, limits, text, admission } = definition;
-        let (mut storage, ledger) = self.open(serve, How { access: *access, direct: *direct })?;
+        let (mut storage, epoch) = self.open(serve, How { access: *access, direct: *direct }, *mode)?;
         if let Some(size) = *size {
             let has = storage.shape().size;
             ensure!(size <= has, "{serve} has {has} bytes, fewer than the {size} that are to be served");
             storage = layered(Box::new(Window { size }), storage);
         }
-        let export = Export::new(name.clone(), storage, *mode, *limits, ledger);
+        let export = Export::new(name.clone(), storage, *mode, *limits, epoch);
         export.present(text.clone(), admission.clone());
         Ok(Arc::new(export))
     }
 
-    fn open(&self, spec: &str, how: How) -> anyhow::Result<Opened> {
+    fn open(&self, spec: &str, how: How, mode: Mode) -> anyhow::Result<Opened> {
         if let Some(size) = spec.strip_prefix("memory:") {
             let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
-            return Ok((leaf(memory), ledger::volatile()));
+            return Ok((leaf(memory), epoch_store::volatile()));
         }
         if let Some(size) = spec.strip_prefix("null:") {
-            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), ledger::nothing_to_lose()));
+            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), epoch_store::nothing_to_lose()));
         }
-        self.open_path(Path::new(spec), how)
+        self.open_path(Path::new(spec), how, mode)
     }
 
-    fn open_path(&self, path: &Path, how: How) -> anyhow::Result<Opened> {
+    fn open_path(&self, path: &Path, how: How, mode: Mode) -> anyhow::Result<Opened> {
         let (shown, kind, access) = (path.display(), kind_of(path)?, how.access);
 
         let mut options = OpenOptions::new();
@@ -81,18 +82,19 @@ impl Opener<'_> {
         let file = options.open(path).map_err(|error| explain_open(path, how, &error))?;
         let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
         lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
-        let ledger = match access {
+        let epoch = match access {
             Access::ReadWrite => {
-                ledger::open(&file, path, self.state_dir.as_deref(), self.pool).context(format!("{shown}"))?
+                let opened = epoch_store::Opened { file: &file, path, mode };
+                epoch_store::open(&opened, self.state_dir.as_deref(), self.pool)?
             }
-            Access::ReadOnly => ledger::nothing_to_lose(),
+            Access::ReadOnly => epoch_store::nothing_to_lose(),
         };
         let device = if kind.is_block_device() {
             leaf(BlockBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
         } else {
             leaf(FileBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
         };
-        Ok((device, ledger))
+        Ok((device, epoch))
     }
 }
 

@@ -59,6 +59,7 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_unlinkat,
     libc::SYS_fgetxattr,
     libc::SYS_fsetxattr,
+    libc::SYS_fremovexattr,
     // Sockets that there are.
     libc::SYS_accept4,
     libc::SYS_sendto,

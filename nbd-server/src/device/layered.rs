@@ -1,12 +1,10 @@
 //! A layer on a device: every call goes to the layer, which passes on what it does not change.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
-use common::command::{Fua, Zeroing};
-use futures::FutureExt;
+use common::command::Zeroing;
 
-use super::{Background, Clock, Device, Extent, Health, Io, Layer, Loan, Piece, Shape};
+use super::{Device, Extent, Io, Layer, Loan, Piece, Shape};
 use crate::buf::IoBuf;
 
 pub(super) struct Layered {
@@ -23,8 +21,8 @@ impl Device for Layered {
         self.layer.read(&*self.below, at, buf)
     }
 
-    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
-        self.layer.write(&*self.below, at, data, fua)
+    fn write(&self, at: u64, data: IoBuf) -> Io<'_, ()> {
+        self.layer.write(&*self.below, at, data)
     }
 
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
@@ -35,12 +33,12 @@ impl Device for Layered {
         self.layer.flush(&*self.below)
     }
 
-    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()> {
-        self.layer.zero(&*self.below, at, len, how, fua)
+    fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {
+        self.layer.zero(&*self.below, at, len, how)
     }
 
-    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
-        self.layer.trim(&*self.below, at, len, fua)
+    fn trim(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.layer.trim(&*self.below, at, len)
     }
 
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
@@ -53,14 +51,5 @@ impl Device for Layered {
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {
         self.layer.cache(&*self.below, at, len)
-    }
-
-    fn health(&self) -> Health {
-        self.layer.health(self.below.health())
-    }
-
-    fn background(&self, clock: Rc<dyn Clock>) -> Background<'_> {
-        let own = self.layer.background(&*self.below, clock.clone());
-        Box::pin(futures::future::join(own, self.below.background(clock)).map(|((), ())| ()))
     }
 }

@@ -1,14 +1,10 @@
 //! A backend as a device: what it lacks is made up from what it has.
 
 use std::io;
-use std::rc::Rc;
 
-use common::command::{Fua, Speed, Zeroing};
+use common::command::{Speed, Zeroing};
 
-use super::{
-    Backend, Background, Clock, Content, Device, Extent, Health, Io, Loan, Piece, Shape, Support,
-    sync_failure,
-};
+use super::{Backend, Content, Device, Extent, Io, Loan, Piece, Shape, Support, sync_failure};
 use crate::buf::IoBuf;
 
 /// Bytes of zeroes written at a time where a backend cannot zero by itself.
@@ -21,17 +17,10 @@ impl<B: Backend> Leaf<B> {
         let end = at + len;
         while at < end {
             let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_PIECE);
-            self.0.write(at, IoBuf::zeroed(piece), Fua::No).await?;
+            self.0.write(at, IoBuf::zeroed(piece)).await?;
             at += piece as u64;
         }
         Ok(())
-    }
-
-    async fn flush_if(&self, fua: Fua) -> io::Result<()> {
-        match fua {
-            Fua::Yes => self.0.flush().await.map_err(sync_failure),
-            Fua::No => Ok(()),
-        }
     }
 }
 
@@ -44,14 +33,8 @@ impl<B: Backend> Device for Leaf<B> {
         Box::pin(self.0.read(at, buf))
     }
 
-    fn write(&self, at: u64, data: IoBuf, fua: Fua) -> Io<'_, ()> {
-        if fua == Fua::No || self.0.shape().fua == Support::Native {
-            return Box::pin(self.0.write(at, data, fua));
-        }
-        Box::pin(async move {
-            self.0.write(at, data, Fua::No).await?;
-            self.flush_if(fua).await
-        })
+    fn write(&self, at: u64, data: IoBuf) -> Io<'_, ()> {
+        Box::pin(self.0.write(at, data))
     }
 
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()> {
@@ -62,25 +45,22 @@ impl<B: Backend> Device for Leaf<B> {
         Box::pin(async { self.0.flush().await.map_err(sync_failure) })
     }
 
-    fn zero(&self, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'_, ()> {
+    fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {
         Box::pin(async move {
             match self.0.zero(at, len, how).await {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported && how.speed == Speed::Any => {
-                    self.write_zeroes(at, len).await?;
+                    self.write_zeroes(at, len).await
                 }
-                done => done?,
+                done => done,
             }
-            self.flush_if(fua).await
         })
     }
 
-    fn trim(&self, at: u64, len: u64, fua: Fua) -> Io<'_, ()> {
-        Box::pin(async move {
-            if self.0.shape().trim == Support::Native {
-                self.0.trim(at, len).await?;
-            }
-            self.flush_if(fua).await
-        })
+    fn trim(&self, at: u64, len: u64) -> Io<'_, ()> {
+        if self.0.shape().trim == Support::Native {
+            return Box::pin(self.0.trim(at, len));
+        }
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
@@ -96,13 +76,5 @@ impl<B: Backend> Device for Leaf<B> {
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {
         Box::pin(self.0.cache(at, len))
-    }
-
-    fn health(&self) -> Health {
-        Health::default()
-    }
-
-    fn background(&self, _clock: Rc<dyn Clock>) -> Background<'_> {
-        Box::pin(std::future::ready(()))
     }
 }

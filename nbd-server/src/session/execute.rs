@@ -15,6 +15,7 @@ use super::replies::{Body, Ticket};
 use super::{read, status, tape};
 use crate::buf::{IoBuf, Pool};
 use crate::device::failed_at;
+use crate::durability::Receipt;
 use crate::export::Export;
 
 /// What surrounds a request.
@@ -30,7 +31,7 @@ pub(super) struct Around {
 }
 
 /// Runs the request and answers it, whatever happens.
-pub(super) async fn execute(cookie: u64, what: What, ticket: Ticket, around: Around) {
+pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: Ticket, around: Around) {
     let export = &around.export;
     let (command, payload) = match what {
         What::Refuse(error) => {
@@ -42,7 +43,7 @@ pub(super) async fn execute(cookie: u64, what: What, ticket: Ticket, around: Aro
     export.counters().received(&command);
     let data = payload.as_deref().unwrap_or_default();
     let taped = around.tap.as_deref().and_then(|tap| tape::received(tap, cookie, &command, data));
-    let done = run(&command, payload, &around).await;
+    let done = run(&command, payload, &receipt, &around).await;
     if let Some(taped) = taped {
         taped.answers(done.as_ref().err().map_or(WireError::OK, |error| wire_error(&command, error)));
     }
@@ -58,25 +59,30 @@ pub(super) async fn execute(cookie: u64, what: What, ticket: Ticket, around: Aro
 }
 
 /// Runs a command; returns what goes into its answer.
-async fn run(command: &Command, payload: Option<IoBuf>, around: &Around) -> io::Result<Body> {
+async fn run(
+    command: &Command,
+    payload: Option<IoBuf>,
+    receipt: &Receipt,
+    around: &Around,
+) -> io::Result<Body> {
     let device = around.export.device();
     match *command {
         Command::Cache(Span { len: 0, .. }) => Ok(()),
         Command::Read(Span { len: 0, .. }, _) => return Ok(Body::Parts(Vec::new())),
-        Command::Read(span, chunks) => return read::read(span, chunks, around).await,
+        Command::Read(span, chunks) => return read::read(span, chunks, receipt, around).await,
         Command::Cache(Span { at, len }) => device.cache(at, len).await,
         Command::Write(Span { len: 0, .. }, _)
         | Command::Trim(Span { len: 0, .. }, _)
         | Command::WriteZeroes(Span { len: 0, .. }, ..) => Ok(()),
         Command::Write(Span { at, .. }, fua) => {
             let data = payload.expect("the receiver delivers a WRITE with its payload");
-            device.write(at, data, fua).await
+            device.write(receipt, at, data, fua).await
         }
-        Command::Flush => device.flush().await,
-        Command::Trim(Span { at, len }, fua) => device.trim(at, len, fua).await,
-        Command::WriteZeroes(Span { at, len }, how, fua) => device.zero(at, len, how, fua).await,
+        Command::Flush => device.flush(receipt).await,
+        Command::Trim(Span { at, len }, fua) => device.trim(receipt, at, len, fua).await,
+        Command::WriteZeroes(Span { at, len }, how, fua) => device.zero(receipt, at, len, how, fua).await,
         Command::BlockStatus(span, extents, contexts) => {
-            return status::status(span, extents, contexts, around).await;
+            return status::status(span, extents, contexts, receipt, around).await;
         }
         Command::Filter | Command::Disconnect => unreachable!("the receiver deals with these"),
     }?;

@@ -8,38 +8,39 @@ use super::execute::Around;
 use super::replies::{Body, Part};
 use super::reply::Data;
 use crate::device::{Content, Extent, Support, push_extent};
+use crate::durability::Receipt;
 
 /// Shortest hole that is told, and shortest read that looks for holes: to send fewer zeroes costs
 /// less than to find them.
 const HOLE_MIN: u64 = 32 << 10;
 
 /// Reads a range, which is not empty.
-pub(super) async fn read(span: Span, chunks: Chunks, around: &Around) -> io::Result<Body> {
+pub(super) async fn read(span: Span, chunks: Chunks, receipt: &Receipt, around: &Around) -> io::Result<Body> {
     let device = around.export.device();
     if chunks == Chunks::One || span.len < HOLE_MIN || device.shape().sparse == Support::Emulate {
-        return Ok(Body::Data(span.at, read_all(span.at, span.len, around).await?));
+        return Ok(Body::Data(span.at, read_all(span.at, span.len, receipt, around).await?));
     }
     // Not to know the holes is no reason not to read.
-    let extents = device.extents(span.at, span.len).await.unwrap_or_default();
+    let extents = device.extents(receipt, span.at, span.len).await.unwrap_or_default();
     let (mut parts, mut at) = (Vec::new(), span.at);
     for Extent { len, content } in worth_telling(&extents, span.len) {
         parts.push(match content {
             Content::Hole => Part::Hole(at, u32::try_from(len).expect("a READ is bounded")),
-            Content::Data => Part::Data(at, read_all(at, len, around).await?),
+            Content::Data => Part::Data(at, read_all(at, len, receipt, around).await?),
         });
         at += len;
     }
     Ok(Body::Parts(parts))
 }
 
-async fn read_all(at: u64, len: u64, around: &Around) -> io::Result<Data> {
+async fn read_all(at: u64, len: u64, receipt: &Receipt, around: &Around) -> io::Result<Data> {
     let (device, len) = (around.export.device(), usize::try_from(len).expect("a READ is bounded"));
     if around.lends
-        && let Some(loan) = device.lend(at, len)
+        && let Some(loan) = device.lend(receipt, at, len).await
     {
         return Ok(Data::Lent(loan));
     }
-    Ok(Data::Held(device.read(at, around.pool.take(len)).await?))
+    Ok(Data::Held(device.read(receipt, at, around.pool.take(len)).await?))
 }
 
 /// All of a range: short holes, and what the extents do not reach, count as data.

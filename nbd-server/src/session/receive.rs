@@ -15,7 +15,7 @@ use common::proto::{EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
 use super::{End, Memory};
-use crate::buf::{Grant, IoBuf, Place};
+use crate::buf::{Grant, IoBuf, Place, size_for};
 use crate::device::EXTENTS_MAX;
 
 /// Bytes of the buffer at first, and at rest: room for a short WRITE.
@@ -245,7 +245,7 @@ impl State {
 /// Bytes of memory a command needs: what it carries or what its answer carries.
 fn payload(command: &Command) -> usize {
     match command {
-        Command::Read(span, _) | Command::Write(span, _) => bytes(span.len),
+        Command::Read(span, _) | Command::Write(span, _) if span.len > 0 => size_for(bytes(span.len)),
         Command::BlockStatus(..) => STATUS_BYTES,
         _ => 0,
     }

@@ -62,12 +62,12 @@ mod tests {
     use crate::device::leaf;
     use crate::durability::{EarlyLimits, Mode};
     use crate::engine::seat;
-    use crate::ledger;
+    use crate::epoch_store;
 
     fn export() -> Arc<Export> {
         let storage = leaf(NullBackend { size: 1 << 20 });
         let limits = EarlyLimits::default();
-        Arc::new(Export::new(String::new(), storage, Mode::Writeback, limits, ledger::volatile()))
+        Arc::new(Export::new(String::new(), storage, Mode::Writeback, limits, epoch_store::volatile()))
     }
 
     #[test]

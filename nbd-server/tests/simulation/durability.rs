@@ -4,7 +4,6 @@
 //! was already running, and shares the next; that one failed sync poisons every connection for
 //! good; that a success is checked against poison before it is told.
 
-use common::command::Fua;
 use common::proto::{CommandFlags, CommandType, WireError};
 use nbd_server::durability::Mode;
 
@@ -117,14 +116,15 @@ fn nothing_written_means_nothing_to_sync_except_the_first_time() {
     // A server that was killed may have left its acknowledged writes in the page cache.
     assert_eq!((client.replies().len(), world.disk.syncs()), (3, 1));
     client.write(0, 512, 1, CommandFlags::FUA);
+    world.settle();
     client.flush();
     world.settle();
-    assert_eq!(world.disk.syncs(), 1, "a FUA write needs no FLUSH");
+    assert_eq!(world.disk.syncs(), 2, "a FUA write needs no FLUSH");
     client.write(0, 512, 1, NONE);
     world.settle();
     client.flush();
     world.settle();
-    assert_eq!(world.disk.syncs(), 2);
+    assert_eq!(world.disk.syncs(), 3);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn one_failed_sync_poisons_every_connection_for_good() {
     for (number, ask) in planted.into_iter().enumerate() {
         let mut world = World::new(Mode::Writeback);
         let (mut same, mut other) = (world.connect(), world.connect());
-        world.disk.fail(|op| matches!(op, Op::Sync | Op::Write(_, _, Fua::Yes)), EIO);
+        world.disk.fail(is_sync, EIO);
         let failed = ask(&mut same);
         world.settle();
         assert_eq!(same.replies(), [(failed, WireError::EIO)], "case {number}");
@@ -160,24 +160,126 @@ fn one_failed_sync_poisons_every_connection_for_good() {
     }
 }
 
-#[test]
-fn a_sync_that_succeeds_beside_one_that_failed_is_no_success() {
-    let mut world = World::new(Mode::Writeback);
-    let mut client = world.connect();
-    world.disk.hold(|op| matches!(op, Op::Sync | Op::Write(_, _, Fua::Yes)));
-    let durable = client.write(0, 512, 1, CommandFlags::FUA);
-    let flush = client.flush();
+/// The kernel fails to write a durable write back, and tells the record's sync before that of the data.
+fn answer_beside_a_record(mut world: World) -> WireError {
+    let (mut one, mut other) = (world.connect(), world.connect());
+    world.disk.hold(|op| matches!(op, Op::Sync | Op::Persist));
+    world.disk.split();
+    let durable = one.write(0, 512, 1, CommandFlags::FUA);
     world.settle();
-    assert_eq!(world.disk.held(), [Op::Write(0, 512, Fua::Yes), Op::Sync]);
-
-    // The FLUSH fails and consumes the kernel's only report of the lost page; the FUA write's own
-    // sync then finds nothing wrong.
-    world.disk.fail(is_sync, EIO);
+    assert_eq!(world.disk.held(), [Op::Sync]);
+    assert!(world.disk.write_back(0, Some(EIO)), "it was in the page cache");
+    other.write(4096, 512, 2, NONE);
+    world.settle();
+    assert_eq!(world.disk.held(), [Op::Sync, Op::Persist], "it must be on record first");
     world.disk.release(1);
     world.settle();
     world.disk.release(0);
     world.settle();
-    assert_eq!(client.replies(), [(flush, WireError::EIO), (durable, WireError::EIO)]);
+    // The kernel has answered both, and the server hears of the data's sync first.
+    assert_eq!(world.disk.held(), [Op::Deliver, Op::Deliver]);
+    world.disk.release(1);
+    world.settle();
+    // A failure is told once the new epoch is stored.
+    world.disk.hold(|_| false);
+    world.disk.release(0);
+    world.settle();
+    let answers = one.replies();
+    assert_eq!((answers.len(), answers[0].0), (1, durable));
+    answers[0].1
+}
+
+#[test]
+fn the_sync_of_a_record_does_not_take_an_error_away_from_that_of_the_data() {
+    for mode in [Mode::Writeback, Mode::EarlyAck] {
+        assert_eq!(answer_beside_a_record(World::after_a_clean_end(mode)), WireError::EIO, "{mode:?}");
+        // With one description for both, it does: the simulation can tell.
+        let shared = World::sharing_a_description(mode);
+        assert_eq!(answer_beside_a_record(shared), WireError::OK, "{mode:?}");
+    }
+}
+
+#[test]
+fn durable_writes_in_flight_share_syncs() {
+    for mode in [Mode::Writethrough, Mode::Writeback, Mode::EarlyAck] {
+        let mut world = World::new(mode);
+        let mut client = world.connect();
+        world.disk.hold(is_sync);
+        let flags = if mode == Mode::Writethrough { NONE } else { CommandFlags::FUA };
+        let first = client.write(0, 512, 1, flags);
+        world.settle();
+        let others: Vec<u64> = (1..=8).map(|n| client.write(n * 4096, 512, 2, flags)).collect();
+        world.settle();
+        assert_eq!(world.disk.held(), [Op::Sync], "{mode:?}: one sync at a time");
+        world.disk.release(0);
+        world.settle();
+        assert_eq!(client.replies(), [(first, WireError::OK)], "{mode:?}");
+        assert_eq!(world.disk.held(), [Op::Sync], "{mode:?}: the others share one");
+        world.disk.release(0);
+        world.settle();
+        let expected: Vec<_> = others.into_iter().map(|cookie| (cookie, WireError::OK)).collect();
+        let mut replies = client.replies();
+        replies.sort_by_key(|(cookie, _)| *cookie);
+        assert_eq!((replies, world.disk.byte(4096)), (expected, (2, 2)), "{mode:?}");
+    }
+}
+
+#[test]
+fn a_request_that_was_received_before_a_loss_fails_after_the_poison_is_cleared() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    client.replies();
+    world.disk.hold(|op| matches!(op, Op::Sync | Op::Write(..)));
+    let first = client.flush();
+    let second = client.flush();
+    let plain = client.write(4096, 512, 1, NONE);
+    world.settle();
+    assert_eq!(world.disk.held(), [Op::Sync, Op::Write(4096, 512)]);
+    // The sync fails, and the operator clears the poison before the write is answered.
+    world.disk.release_with(0, Some(EIO));
+    world.settle();
+    let mut cleared = world.clear_poison();
+    world.settle();
+    assert_eq!(cleared.try_recv(), Ok(Some(true)));
+    world.disk.release(0);
+    world.settle();
+    world.disk.hold(|_| false);
+    let expected = [first, second, plain].map(|cookie| (cookie, WireError::EIO));
+    assert_eq!(client.replies(), expected, "it may be among what was lost");
+    let flush = client.flush();
+    world.settle();
+    assert_eq!(client.replies(), [(flush, WireError::OK)]);
+}
+
+#[test]
+fn a_new_connection_waits_for_what_an_ended_one_left_under_way() {
+    for command in [CommandType::READ, CommandType::FLUSH, CommandType::WRITE] {
+        let mut world = World::new(Mode::Writeback);
+        let (mut old, mut beside) = (world.connect(), world.connect());
+        world.disk.hold(|op| matches!(op, Op::Write(0, 512)));
+        old.write(0, 512, 1, NONE);
+        world.settle();
+        old.vanish();
+        world.settle();
+        let mut new = world.connect();
+        let asked = match command {
+            CommandType::READ => new.ask(command, 4096, 512, NONE),
+            CommandType::FLUSH => new.flush(),
+            _ => new.write(8192, 512, 2, NONE),
+        };
+        let also = beside.flush();
+        world.settle();
+        assert_eq!(new.replies(), [], "{command:?}: not before the write has taken effect");
+        assert_eq!(beside.replies(), [(also, WireError::OK)], "{command:?}: others do not wait");
+        world.disk.release(0);
+        world.settle();
+        match command {
+            CommandType::READ => assert!(new.data(512).expect("an answer").1.is_ok()),
+            _ => assert_eq!(new.replies(), [(asked, WireError::OK)], "{command:?}"),
+        }
+    }
 }
 
 #[test]

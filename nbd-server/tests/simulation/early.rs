@@ -4,7 +4,6 @@
 //! exceeds its memory, is made stable by FLUSH and FUA and at the end, lands in order; and that a
 //! write that could not be stored is told at the next FLUSH or FUA, while reads still see it.
 
-use common::command::Fua;
 use common::proto::{CommandFlags, CommandType, WireError};
 use nbd_server::durability::Mode;
 use nbd_server::session::Stop;
@@ -65,7 +64,7 @@ fn it_leaves_within_its_age_and_merged() {
     }
     world.settle();
     world.pass_time();
-    assert_eq!(world.disk.log(), [Op::Write(0, 1536, Fua::No)]);
+    assert_eq!(world.disk.log(), [Op::Write(0, 1536)]);
     assert_eq!((world.disk.byte(0), world.health().dirty_bytes), ((7, 0), 0));
 }
 
@@ -108,7 +107,7 @@ fn fua_trims_and_zeroes_wait_for_what_they_overlap() {
         assert_eq!(client.replies().len(), 3, "{command:?}");
         let expected = if command == CommandType::WRITE { 2 } else { 0 };
         assert_eq!(world.disk.byte(512), (expected, expected), "{command:?}");
-        assert_eq!(world.disk.log()[0], Op::Write(0, 1024, Fua::No), "{command:?}");
+        assert_eq!(world.disk.log()[0], Op::Write(0, 1024), "{command:?}");
     }
 }
 

@@ -76,7 +76,11 @@ fn live(mode: Mode, sequence: &[Step]) -> Result<(), Violation> {
             Pace::Oldest => held.min(1),
             Pace::Everything => held,
         };
+        // Each is held twice: before it is carried out, and before the server is told.
         for _ in 0..released {
+            life.step(|life| life.release(0, None))?;
+        }
+        for _ in 0..released.min(life.world.disk.held().len()) {
             life.step(|life| life.release(0, None))?;
         }
     }

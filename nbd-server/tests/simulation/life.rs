@@ -1,7 +1,7 @@
-//! A server's life, as its clients and its disk make it: every action that can happen to it, and
-//! the contract checked after each.
+//! A server's life, as its clients, its disk and its host make it: every action that can happen to it,
+//! and the contract checked after each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use common::command::Fua;
@@ -11,7 +11,7 @@ use nbd_server::durability::{ChangeError, Mode};
 use crate::client::Client;
 use crate::disk::{Disk, Fault, Op, UNIT};
 use crate::oracle::{History, Write};
-use crate::record::BOOT;
+use crate::record::Stored;
 use crate::world::{self, LIMITS, World};
 
 /// What every unit holds before anything is written.
@@ -32,8 +32,17 @@ pub(crate) struct Life {
     values: u8,
     /// Since when nothing may be acknowledged as durable.
     poisoned: Option<u64>,
+    /// Errors of syncs that the server has answered for by poisoning the export.
+    answered_errors: u64,
+    /// Whether a request could fail for a reason of its own, or because of a loss.
+    faults: bool,
+    /// What must not come back: contents of writes that were left under way by a connection that had
+    /// ended, and that had not taken effect when a later connection was answered.
+    ghosts: HashSet<(usize, u8)>,
     /// Changes of the mode that are under way, and when each was asked for.
     changes: Vec<(u64, world::Asked<Result<(), ChangeError>>)>,
+    /// The operator's wishes that the poison be cleared, which wait for the record.
+    clearing: Vec<world::Asked<bool>>,
     /// The epoch that holds unless there is a loss.
     epoch: u64,
 }
@@ -41,6 +50,8 @@ pub(crate) struct Life {
 struct Connection {
     client: Client,
     asked: HashMap<u64, Asked>,
+    /// Writes of connections that had ended when this one began, by their number in the history.
+    left_behind: Vec<usize>,
 }
 
 /// A request that waits for its answer.
@@ -55,13 +66,25 @@ enum Asked {
 impl Life {
     /// A server in `mode` on a disk of `units` units whose every operation is held.
     pub(crate) fn new(mode: Mode, units: usize, connections: usize) -> Life {
-        let disk = Disk::new(units * UNIT, INITIAL);
-        disk.hold(|_| true);
-        let world = World::on(disk, mode);
-        let connections = (0..connections).map(|_| Connection::new(&world)).collect();
-        let history = History::new(INITIAL);
-        let (epoch, changes) = (world.epoch(), Vec::new());
-        Life { units, world, connections, history, now: 1, values: 0, poisoned: None, changes, epoch }
+        let world = World::on(Disk::new(units * UNIT, INITIAL), mode);
+        world.disk.hold(|_| true);
+        world.disk.split();
+        let connections = (0..connections).map(|_| Connection::new(&world, Vec::new())).collect();
+        Life {
+            units,
+            connections,
+            history: History::new(INITIAL),
+            now: 1,
+            values: 0,
+            poisoned: None,
+            answered_errors: 0,
+            faults: false,
+            ghosts: HashSet::new(),
+            changes: Vec::new(),
+            clearing: Vec::new(),
+            epoch: world.epoch(),
+            world,
+        }
     }
 
     /// Does one thing, lets everything run, and checks the contract.
@@ -105,26 +128,29 @@ impl Life {
 
     /// Lets the held operation number `index` of the disk go on, or go wrong.
     pub(crate) fn release(&mut self, index: usize, fault: Option<Fault>) {
-        if fault.is_some() && self.poisons(self.world.disk.held()[index]) {
-            self.poisoned.get_or_insert(self.now);
-        }
+        let op = self.world.disk.held()[index];
+        let fault = fault.filter(|_| op != Op::Deliver);
+        self.faults |= fault.is_some() && !matches!(op, Op::Sync | Op::Persist);
         self.world.disk.release_with(index, fault);
     }
 
-    /// Whether an operation that fails loses something that was acknowledged, or may have.
-    fn poisons(&self, op: Op) -> bool {
-        match op {
-            Op::Sync | Op::Write(_, _, Fua::Yes) => true,
-            Op::Write(_, _, Fua::No) => self.world.mode() == Mode::EarlyAck,
-            Op::Read(..) | Op::Zero(..) | Op::Trim(..) => false,
-        }
+    /// The kernel writes a unit back, or fails to.
+    pub(crate) fn write_back(&mut self, unit: usize, fault: Option<Fault>) {
+        self.world.disk.write_back(unit, fault);
     }
 
     /// A connection dies with whatever it was waiting for, and its client comes back.
     pub(crate) fn reconnect(&mut self, connection: usize) {
         let connection = &mut self.connections[connection];
         connection.client.vanish();
-        *connection = Connection::new(&self.world);
+        self.world.settle();
+        let under_way = |asked: &Asked| match asked {
+            Asked::Write(number) => Some(*number),
+            Asked::Flush(_) | Asked::Read(..) => None,
+        };
+        let mut left_behind = std::mem::take(&mut connection.left_behind);
+        left_behind.extend(connection.asked.values().filter_map(under_way));
+        *connection = Connection::new(&self.world, left_behind);
     }
 
     /// A connection dies after `sent` bytes of a WRITE's payload, which must have no effect.
@@ -137,20 +163,47 @@ impl Life {
         self.reconnect(connection);
     }
 
-    /// The server is killed while the disk is idle, and another one starts on the same disk. If
-    /// that loses what was acknowledged, the life would be over, so only others are killed.
-    pub(crate) fn restart(&mut self) {
-        let idle = self.world.disk.held().is_empty();
-        let dirty = self.world.health().dirty_bytes > 0;
-        if dirty || !idle || self.poisoned.is_some() {
-            return;
-        }
-        let (disk, kept, mode) = (self.world.disk.clone(), self.world.kept.clone(), self.world.mode());
-        self.world = World::after(disk, kept, mode);
-        self.connections = self.connections.iter().map(|_| Connection::new(&self.world)).collect();
+    /// The server is killed, and another one starts on the same disk.
+    pub(crate) fn kill(&mut self) {
+        self.restart(|_, _| {});
+    }
+
+    /// The server is killed, and another one starts after the file system was unmounted, which could
+    /// write everything back or could not.
+    pub(crate) fn remount(&mut self, fault: Option<Fault>) {
+        self.restart(|disk, _| disk.remount(fault));
+    }
+
+    /// The host loses its power; `choose` picks one of so many possibilities.
+    pub(crate) fn power_cut(&mut self, mut choose: impl FnMut(usize) -> usize) {
+        self.restart(|disk, stored| {
+            let of_unit = |possible: &BTreeSet<u8>, index| *possible.iter().nth(index).expect("one of them");
+            disk.power_cut(|possible| of_unit(possible, choose(possible.len())));
+            stored.reboot(choose);
+        });
+    }
+
+    fn restart(&mut self, happens: impl FnOnce(&Disk, &Stored)) {
+        let (disk, stored, mode) = (self.world.disk.clone(), self.world.stored.clone(), self.world.mode());
+        self.world = World::after(&disk, stored.clone(), mode);
+        drop(std::mem::replace(&mut self.world, World::on(Disk::new(UNIT, 0), mode)));
+        disk.abandon();
+        happens(&disk, &stored);
+        self.world = World::after(&disk, stored, mode);
+        self.world.settle();
+        self.connections =
+            self.connections.iter().map(|_| Connection::new(&self.world, Vec::new())).collect();
         self.changes.clear();
-        // Whether it had to change is checked after every step.
-        self.epoch = self.world.epoch();
+        self.clearing.clear();
+        self.ghosts.clear();
+        let epoch = self.world.epoch();
+        if epoch != self.epoch {
+            // Its clients know that what was not stable may be lost.
+            self.history.forgive();
+            self.epoch = epoch;
+        }
+        self.answered_errors = disk.delivered_errors();
+        self.poisoned = self.world.health().poison.map(|_| self.now);
     }
 
     /// The operator asks for another mode.
@@ -160,24 +213,30 @@ impl Life {
     }
 
     /// The operator clears the poison, and knows what that means.
-    pub(crate) fn forgive(&mut self) {
-        let mut forgiven = self.world.forgive();
+    pub(crate) fn clear_poison(&mut self) {
+        let mut cleared = self.world.clear_poison();
         self.world.settle();
-        if forgiven.try_recv() == Ok(Some(true)) {
-            self.poisoned = None;
-            self.history.forgive();
-            self.epoch = self.world.epoch();
+        if self.poisoned.is_some() {
+            self.clearing.push(cleared);
+        } else {
+            assert_eq!(cleared.try_recv(), Ok(Some(false)), "there was nothing to clear");
         }
     }
 
     /// Takes the answers that have arrived, then holds the state against the contract.
     fn check(&mut self) -> Result<(), Violation> {
+        let was_poisoned = self.poisoned.is_some();
+        self.cleared();
         self.answers()?;
         self.changed()?;
+        self.check_poison(was_poisoned)?;
         let dirty = self.world.health().dirty_bytes;
         ensure(dirty <= LIMITS.dirty_max, || format!("{dirty} dirty bytes"))?;
         for unit in 0..self.units {
             let (cached, possible) = self.world.disk.unit(unit);
+            ensure(!self.ghosts.contains(&(unit, cached)), || {
+                format!("{cached} appears in unit {unit}, long after its connection ended")
+            })?;
             let allowed = self.history.after_power_cut(unit);
             ensure(possible.is_subset(&allowed), || {
                 format!("a power cut could leave {possible:?} in unit {unit}; allowed: {allowed:?}")
@@ -190,14 +249,42 @@ impl Life {
         self.check_epoch()
     }
 
-    /// Whoever finds the same epoch again has lost nothing; it changes when the export is poisoned.
+    /// The poison is cleared for those whose wish was fulfilled.
+    fn cleared(&mut self) {
+        let poisoned = self.world.health().poison.is_some();
+        if self.poisoned.is_some() && !poisoned {
+            self.poisoned = None;
+            self.history.forgive();
+            self.epoch = self.world.epoch();
+        }
+        self.clearing.retain_mut(|cleared| cleared.try_recv() == Ok(None));
+    }
+
+    /// An error of a sync that has reached the server has poisoned the export.
+    fn check_poison(&mut self, was_poisoned: bool) -> Result<(), Violation> {
+        let poisoned = self.world.health().poison.is_some();
+        let errors = self.world.disk.delivered_errors();
+        ensure(errors == self.answered_errors || poisoned || was_poisoned, || {
+            "a failed sync is forgotten".into()
+        })?;
+        self.answered_errors = errors;
+        if poisoned {
+            // A request that is under way fails even if the poison is cleared before it is answered.
+            self.faults = true;
+            self.poisoned.get_or_insert(self.now);
+        }
+        Ok(())
+    }
+
+    /// A client that finds the same epoch again has lost nothing; the epoch changes when the export is
+    /// poisoned.
     fn check_epoch(&self) -> Result<(), Violation> {
         let (now, poisoned) = (self.world.epoch(), self.world.health().poison.is_some());
-        ensure((now != self.epoch) == poisoned, || {
+        ensure((now != self.epoch) == poisoned || self.began_poisoned(), || {
             format!("epoch {now}, before {}, poisoned: {poisoned}", self.epoch)
         })?;
-        let kept = &self.world.kept;
-        let (killed, power_lost) = (kept.epoch_after(BOOT) == now, kept.epoch_after(BOOT + 1) == now);
+        let stored = &self.world.stored;
+        let (killed, power_lost) = (stored.epoch_after_kill() == now, stored.may_survive_power_cut(now));
         for unit in 0..self.units {
             let (cached, possible) = self.world.disk.unit(unit);
             let allowed = self.history.nothing_lost(unit);
@@ -211,6 +298,11 @@ impl Life {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether the server was poisoned from its start: that loss has its epoch already.
+    fn began_poisoned(&self) -> bool {
+        self.world.epoch() == self.epoch && self.poisoned.is_some()
     }
 
     /// A change of the mode that succeeded has made everything stable.
@@ -231,12 +323,18 @@ impl Life {
 
     fn answers(&mut self) -> Result<(), Violation> {
         let mode = self.world.mode();
+        let mut left_behind = Vec::new();
         for connection in &mut self.connections {
             while let Some((cookie, error, data)) = connection.reply() {
                 let asked = connection.asked.remove(&cookie);
                 let asked = asked.ok_or_else(|| format!("an answer to {cookie}, which nobody asked"))?;
                 if error != WireError::OK {
+                    let explained = self.faults || self.world.health().poison.is_some();
+                    ensure(explained, || format!("{cookie} fails for no reason"))?;
                     continue;
+                }
+                if !matches!(asked, Asked::Write(_)) {
+                    left_behind.append(&mut connection.left_behind);
                 }
                 let durable = match asked {
                     Asked::Write(number) => {
@@ -259,6 +357,18 @@ impl Life {
                 ensure(!too_late, || format!("{cookie} succeeded although data was lost before"))?;
             }
         }
+        if self.world.health().dirty_bytes > 0 {
+            // It may have taken effect in the cache, where only readers see it.
+            left_behind.clear();
+        }
+        for write in left_behind.into_iter().map(|number| &self.history.writes[number]) {
+            // Zeroes look alike.
+            for unit in write.units.clone().filter(|_| write.value != 0) {
+                if self.world.disk.unit(unit).0 != write.value {
+                    self.ghosts.insert((unit, write.value));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -279,7 +389,9 @@ impl Life {
         }
         let aged = self.world.health();
         ensure(aged.poison.is_some() || aged.dirty_bytes == 0, || format!("after its age: {aged:?}"))?;
+        ensure(aged.record_is_stored, || format!("after its age: {aged:?}"))?;
         let closed = self.world.close().ok_or("the stop never ends")?;
+        self.check()?;
         ensure(closed.is_ok() != self.poisoned.is_some(), || {
             format!("the stop says {closed:?}, poisoned: {:?}", self.poisoned)
         })?;
@@ -293,15 +405,14 @@ impl Life {
                 format!("a stop leaves {possible:?} in unit {unit}; allowed: {allowed:?}")
             })?;
         }
-        ensure(self.world.kept.epoch_after(BOOT + 1) == self.epoch, || {
-            "a stop that loses nothing changes the epoch".into()
-        })
+        let survives = self.world.stored.may_survive_power_cut(self.epoch);
+        ensure(survives, || "a stop that loses nothing changes the epoch".into())
     }
 }
 
 impl Connection {
-    fn new(world: &World) -> Connection {
-        Connection { client: world.connect(), asked: HashMap::new() }
+    fn new(world: &World, left_behind: Vec<usize>) -> Connection {
+        Connection { client: world.connect(), asked: HashMap::new(), left_behind }
     }
 
     fn reply(&mut self) -> Option<(u64, WireError, Vec<u8>)> {

@@ -6,13 +6,11 @@
 //! is on record that a crash may lose it; a loss changes the epoch, and after forgiveness the
 //! export works again.
 
-use common::command::Fua;
 use common::proto::{CommandFlags, CommandType, WireError};
-use nbd_server::durability::epoch::Held;
+use nbd_server::durability::epoch::Unstable;
 use nbd_server::durability::{ChangeError, Mode};
 
 use crate::disk::{Fault, Op};
-use crate::record::BOOT;
 use crate::world::World;
 
 const NONE: CommandFlags = CommandFlags::NONE;
@@ -40,7 +38,7 @@ fn requests_that_arrive_during_a_change_wait_for_it() {
     let mut world = World::new(Mode::Writeback);
     let mut client = world.connect();
     // A write is under way when the change begins.
-    world.disk.hold(|op| *op != Op::Sync);
+    world.disk.hold(|op| matches!(op, Op::Write(..)));
     let first = client.write(0, 512, 1, NONE);
     world.settle();
     let mut change = world.change_mode(Mode::Writethrough);
@@ -53,7 +51,7 @@ fn requests_that_arrive_during_a_change_wait_for_it() {
     world.settle();
     assert!(matches!(change.try_recv(), Ok(Some(Ok(())))));
     assert_eq!(client.replies(), [(first, WireError::OK)]);
-    assert_eq!(world.disk.held(), [Op::Write(4096, 512, Fua::Yes)], "it runs in the new mode");
+    assert_eq!(world.disk.held(), [Op::Write(4096, 512)], "it runs in the new mode");
     world.disk.release(0);
     world.settle();
     assert_eq!(client.replies(), [(second, WireError::OK)]);
@@ -107,70 +105,72 @@ fn a_change_that_cannot_make_everything_stable_changes_nothing() {
 
 #[test]
 fn no_write_is_acknowledged_before_it_is_on_record_that_it_may_be_lost() {
-    for (mode, held) in
-        [(Mode::Writeback, Held::Kernel), (Mode::EarlyAck, Held::Server), (Mode::Unsafe, Held::Kernel)]
-    {
-        let mut world = World::new(mode);
+    for (mode, unstable) in [
+        (Mode::Writeback, Unstable::HostCache),
+        (Mode::EarlyAck, Unstable::ServerMemory),
+        (Mode::Unsafe, Unstable::HostCache),
+    ] {
+        let mut world = World::after_a_clean_end(mode);
         let mut client = world.connect();
-        world.kept.hold();
+        world.disk.hold(|op| *op == Op::Persist);
         client.write(0, 512, 1, CommandFlags::FUA);
         world.settle();
         assert_eq!(client.replies().len(), usize::from(mode != Mode::Unsafe), "{mode:?}: FUA is kept");
         let plain = client.write(512, 512, 1, NONE);
         world.settle();
         assert_eq!(client.replies(), [], "{mode:?}");
-        assert!(world.kept.release());
+        world.disk.release(0);
         world.settle();
         assert!(client.replies().contains(&(plain, WireError::OK)), "{mode:?}");
-        assert_eq!(world.kept.record().held, held);
+        assert_eq!(world.stored.record().unstable, unstable);
         // Once is enough.
         client.write(1024, 512, 1, NONE);
         world.settle();
-        assert_eq!((client.replies().len(), world.kept.release()), (1, false), "{mode:?}");
+        assert_eq!((client.replies().len(), !world.disk.held().is_empty()), (1, false), "{mode:?}");
     }
 }
 
 #[test]
 fn writethrough_has_nothing_to_put_on_record() {
-    let mut world = World::new(Mode::Writethrough);
+    let mut world = World::after_a_clean_end(Mode::Writethrough);
     let mut client = world.connect();
-    world.kept.hold();
+    world.disk.hold(|op| *op == Op::Persist);
     client.write(0, 512, 1, NONE);
     world.settle();
-    assert_eq!((client.replies().len(), world.kept.release()), (1, false));
+    assert_eq!((client.replies().len(), !world.disk.held().is_empty()), (1, false));
 }
 
 #[test]
 fn a_quiet_export_puts_on_record_that_nothing_can_be_lost() {
-    let mut world = World::new(Mode::Writeback);
+    let mut world = World::after_a_clean_end(Mode::Writeback);
     let mut client = world.connect();
     let epoch = world.epoch();
     client.write(0, 512, 1, NONE);
     world.settle();
     world.pass_time();
-    assert_ne!(world.kept.epoch_after(BOOT + 1), epoch, "nobody has flushed");
+    assert!(!world.stored.may_survive_power_cut(epoch), "nobody has flushed");
     client.flush();
     world.settle();
-    assert_ne!(world.kept.epoch_after(BOOT + 1), epoch, "that costs more than it is worth at once");
+    assert!(!world.stored.may_survive_power_cut(epoch), "that costs more than it is worth at once");
     world.pass_time();
-    assert_eq!(world.kept.epoch_after(BOOT + 1), epoch);
+    assert!(world.stored.may_survive_power_cut(epoch));
 
     // A write that arrives while that is being put on record waits until it is no longer true.
     client.write(0, 512, 2, NONE);
     client.flush();
     world.settle();
     client.replies();
-    world.kept.hold();
+    world.disk.hold(|op| *op == Op::Persist);
     world.pass_time();
     client.write(512, 512, 3, NONE);
     world.settle();
     assert_eq!(client.replies(), [], "the record may already say that there is nothing to lose");
-    assert!(world.kept.release());
+    world.disk.release(0);
     world.settle();
     assert_eq!(client.replies(), [], "and now it does");
-    assert!(world.kept.release());
+    world.disk.release(0);
     world.settle();
-    assert_eq!((client.replies().len(), world.kept.record().held), (1, Held::Kernel));
+    assert_eq!((client.replies().len(), world.stored.record().unstable), (1, Unstable::HostCache));
 }
 
 #[test]
@@ -181,20 +181,20 @@ fn a_killed_server_keeps_its_epoch_unless_it_held_data_itself() {
         let epoch = world.epoch();
         client.write(0, 512, 1, NONE);
         world.settle();
-        let next = World::after(world.disk.clone(), world.kept.clone(), mode);
+        let next = World::after(&world.disk, world.stored.clone(), mode);
         assert_eq!(next.epoch() == epoch, keeps, "{mode:?}");
     }
 }
 
 #[test]
-fn after_forgiveness_the_export_works_again_with_another_epoch() {
+fn after_the_poison_is_cleared_the_export_works_with_another_epoch() {
     for mode in [Mode::Writethrough, Mode::Writeback, Mode::EarlyAck] {
         let mut world = World::new(mode);
         let mut client = world.connect();
         let epoch = world.epoch();
         client.write(0, 512, 1, NONE);
         world.settle();
-        world.disk.fail(|op| matches!(op, Op::Sync | Op::Write(..)), EIO);
+        world.disk.fail(|op| *op == Op::Sync, EIO);
         client.write(512, 512, 2, CommandFlags::FUA);
         world.settle();
         world.disk.heal();
@@ -202,24 +202,24 @@ fn after_forgiveness_the_export_works_again_with_another_epoch() {
         world.settle();
         assert_eq!(client.replies().last().expect("answers").1, WireError::EIO, "{mode:?}");
         assert_ne!(world.epoch(), epoch, "{mode:?}");
-        assert_eq!(world.kept.record().epoch, world.epoch(), "{mode:?}: and the next server knows");
+        assert_eq!(world.stored.record().epoch, world.epoch(), "{mode:?}: and the next server knows");
 
         let lost = world.epoch();
-        let mut forgiven = world.forgive();
+        let mut cleared = world.clear_poison();
         world.settle();
-        assert_eq!(forgiven.try_recv(), Ok(Some(true)), "{mode:?}");
+        assert_eq!(cleared.try_recv(), Ok(Some(true)), "{mode:?}");
         let flush = client.flush();
         world.settle();
         assert_eq!(client.replies(), [(flush, WireError::OK)], "{mode:?}");
         assert_eq!((world.health().poison, world.epoch()), (None, lost), "{mode:?}");
-        let mut again = world.forgive();
+        let mut again = world.clear_poison();
         world.settle();
-        assert_eq!(again.try_recv(), Ok(Some(false)), "{mode:?}: nothing to forgive");
+        assert_eq!(again.try_recv(), Ok(Some(false)), "{mode:?}: nothing to clear");
     }
 }
 
 #[test]
-fn what_could_not_be_stored_early_is_stored_after_forgiveness() {
+fn what_could_not_be_stored_early_is_stored_after_clearedess() {
     let mut world = World::new(Mode::EarlyAck);
     let mut client = world.connect();
     client.write(0, 512, 7, NONE);
@@ -228,7 +228,7 @@ fn what_could_not_be_stored_early_is_stored_after_forgiveness() {
     world.pass_time();
     world.disk.heal();
     assert!(world.health().poison.is_some());
-    let _forgiven = world.forgive();
+    let _cleared = world.clear_poison();
     world.settle();
     assert_eq!((world.health().dirty_bytes, world.disk.byte(0).0), (0, 7));
 }

@@ -77,7 +77,9 @@ impl History {
 
     /// What a READ that was received at `received` and is answered now may return.
     pub(crate) fn readable(&self, unit: usize, received: u64) -> BTreeSet<u8> {
-        self.not_superseded(unit, |write| write.acknowledged.is_some_and(|(at, _)| at < received))
+        self.not_superseded(unit, |write| {
+            is_promised(write) && write.acknowledged.is_some_and(|(at, _)| at < received)
+        })
     }
 
     /// The only contents a graceful stop may leave: those of the last acknowledged write, or of

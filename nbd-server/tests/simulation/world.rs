@@ -14,25 +14,26 @@ use futures::channel::oneshot;
 use futures::executor::{LocalPool, LocalSpawner};
 use futures::task::LocalSpawnExt;
 use nbd_server::buf::{Budget, Pool};
-use nbd_server::device::{Health, leaf};
-use nbd_server::durability::{ChangeError, EarlyLimits, Mode};
+use nbd_server::device::leaf;
+use nbd_server::durability::epoch::Epoch;
+use nbd_server::durability::{ChangeError, EarlyLimits, Health, Mode};
 use nbd_server::export::Export;
 use nbd_server::session::{End, Memory, Stop, transmit};
 
 use crate::client::Client;
 use crate::disk::Disk;
 use crate::pipe;
-use crate::record::Kept;
+use crate::record::Stored;
 
 /// What `early-ack` may hold in the simulation.
 pub(crate) const LIMITS: EarlyLimits =
-    EarlyLimits { dirty_max: 8192, dirty_age: Duration::from_secs(1), early_max: 4096 };
+    EarlyLimits { dirty_max: 10 << 10, dirty_age: Duration::from_secs(1), early_max: 4096 };
 
 /// Time that passes only when the test says so.
 #[derive(Default)]
 struct Clock(RefCell<Vec<oneshot::Sender<()>>>);
 
-impl nbd_server::device::Clock for Clock {
+impl nbd_server::durability::Clock for Clock {
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
         let (sender, receiver) = oneshot::channel();
         self.0.borrow_mut().push(sender);
@@ -49,8 +50,8 @@ pub(crate) struct World {
     memory: Memory,
     /// The disk under the export.
     pub(crate) disk: Disk,
-    /// What is kept about the export.
-    pub(crate) kept: Kept,
+    /// What is stored about the export.
+    pub(crate) stored: Stored,
 }
 
 /// What an operator asked for, until it is done.
@@ -62,21 +63,45 @@ impl World {
         World::on(Disk::new(64 << 10, 0), mode)
     }
 
-    /// A server on a disk that has seen others, of which nothing is known.
-    pub(crate) fn on(disk: Disk, mode: Mode) -> World {
-        World::after(disk, Kept::new(), mode)
+    /// A server on the same disk as another one that has ended in order: nothing is unstable.
+    pub(crate) fn after_a_clean_end(mode: Mode) -> World {
+        let mut first = World::new(mode);
+        first.close().expect("the disk does not hang").expect("the disk is well");
+        World::after(&first.disk, first.stored.clone(), mode)
     }
 
-    /// A server on a disk that has seen others, which kept a record.
-    pub(crate) fn after(disk: Disk, kept: Kept, mode: Mode) -> World {
-        let export = Export::new("sim".into(), leaf(disk.clone()), mode, LIMITS, kept.ledger());
+    /// A server on a disk that has seen others, of which nothing is known.
+    pub(crate) fn on(disk: Disk, mode: Mode) -> World {
+        let stored = Stored::new(&disk);
+        World::after(&disk, stored, mode)
+    }
+
+    /// A server on a disk that has seen others, which stored a record.
+    pub(crate) fn after(disk: &Disk, stored: Stored, mode: Mode) -> World {
+        let disk = disk.reopen();
+        let epoch = stored.epoch(&disk, mode);
+        World::with(disk, stored, epoch, mode)
+    }
+
+    /// A server after a clean end whose record is stored through the description that answers FLUSH, as
+    /// no real one is.
+    pub(crate) fn sharing_a_description(mode: Mode) -> World {
+        let World { disk, stored, .. } = World::after_a_clean_end(mode);
+        let disk = disk.reopen();
+        let epoch = stored.epoch(&disk, mode);
+        let epoch = Epoch { store: Box::new(stored.sharing(&disk)), ..epoch };
+        World::with(disk, stored, epoch, mode)
+    }
+
+    fn with(disk: Disk, stored: Stored, epoch: Epoch, mode: Mode) -> World {
+        let export = Export::new("sim".into(), leaf(disk.clone()), mode, LIMITS, epoch);
         let export = Arc::new(export);
         let (pool, clock) = (LocalPool::new(), Rc::<Clock>::default());
         let (background, time) = (export.clone(), clock.clone());
         let work = async move { background.device().background(time).await };
         pool.spawner().spawn_local(work).expect("the executor lives");
         let memory = Memory { pool: Arc::new(Pool::default()), budget: Budget::new(1 << 20) };
-        World { spawner: pool.spawner(), pool, clock, export, memory, disk, kept }
+        World { spawner: pool.spawner(), pool, clock, export, memory, disk, stored }
     }
 
     /// A new connection in transmission, with simple replies.
@@ -133,9 +158,9 @@ impl World {
     }
 
     /// The operator goes on although data may be lost.
-    pub(crate) fn forgive(&self) -> Asked<bool> {
+    pub(crate) fn clear_poison(&self) -> Asked<bool> {
         let export = self.export.clone();
-        self.ask(async move { export.forgive().await })
+        self.ask(async move { export.clear_poison().await })
     }
 
     fn ask<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Asked<T> {

@@ -1,11 +1,14 @@
 //! The dirty data of `early-ack`: what was acknowledged and is not yet in the kernel.
 //!
 //! Two sets of extents: *dirty* ones, which hold the newest content and may still be replaced by
-//! later writes, and one batch of those *leaving*, which are being written and are fixed. Neither
-//! set overlaps itself. An extent remembers the oldest write whose promise it carries, so that a FLUSH knows
-//! whom to wait for even when a write it covers was replaced by a newer one.
+//! later writes, and one batch *in flight*, which is being written and is fixed. Neither set overlaps
+//! itself. An extent remembers the oldest write whose promise it carries, so that a FLUSH knows
+//! what to wait for even when a write it covers was replaced by a newer one.
 //!
-//! Plain data, no waiting: [`super::Early`] locks it, [`super::writer`] empties it.
+//! Memory is counted as it is taken: a payload that fills less than half of its pages is copied into as
+//! many bytes as it has, any other one counts with its pages, and each with what manages it.
+//!
+//! Plain data, no waiting: [`super::early_ack`] locks it and empties it.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,21 +25,72 @@ const PIECES_MAX: usize = 256;
 /// Bytes of a batch and of the longest piece: some 10 ms for a slow disk.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// A payload and its share of the dirty memory, given back when the last extent of it is gone.
+/// Memory that manages a payload, in bytes: its extent, its places in two trees, and those of the
+/// remainder that an insertion into the middle of an older extent leaves behind.
+const OVERHEAD: usize = 384;
+
+/// A payload, counted until its last extent is gone.
 struct Payload {
-    data: IoBuf,
-    held: Arc<AtomicUsize>,
+    data: Data,
+    usage: Arc<Usage>,
+}
+
+/// The bytes of a payload.
+enum Data {
+    /// As they were received.
+    Pages(IoBuf),
+    /// As many bytes as there are.
+    Compact(Box<[u8]>),
+}
+
+/// What a cache holds.
+#[derive(Debug, Default)]
+struct Usage {
+    /// Bytes of payload.
+    payload: AtomicUsize,
+    /// Bytes of memory.
+    memory: AtomicUsize,
+}
+
+impl Payload {
+    fn new(data: IoBuf, usage: &Arc<Usage>) -> Payload {
+        let data = match Payload::is_small(&data) {
+            true => Data::Compact(Box::from(&data[..])),
+            false => Data::Pages(data),
+        };
+        let payload = Payload { data, usage: usage.clone() };
+        usage.payload.fetch_add(payload.as_ref().len(), Ordering::AcqRel);
+        usage.memory.fetch_add(payload.memory(), Ordering::AcqRel);
+        payload
+    }
+
+    /// Whether it fills no more than half of its pages.
+    fn is_small(data: &IoBuf) -> bool {
+        data.len() <= data.capacity() / 2
+    }
+
+    fn memory(&self) -> usize {
+        OVERHEAD
+            + match &self.data {
+                Data::Pages(buf) => buf.capacity(),
+                Data::Compact(bytes) => bytes.len(),
+            }
+    }
 }
 
 impl AsRef<[u8]> for Payload {
     fn as_ref(&self) -> &[u8] {
-        &self.data
+        match &self.data {
+            Data::Pages(buf) => buf,
+            Data::Compact(bytes) => bytes,
+        }
     }
 }
 
 impl Drop for Payload {
     fn drop(&mut self) {
-        self.held.fetch_sub(self.data.len(), Ordering::AcqRel);
+        self.usage.payload.fetch_sub(self.as_ref().len(), Ordering::AcqRel);
+        self.usage.memory.fetch_sub(self.memory(), Ordering::AcqRel);
     }
 }
 
@@ -55,7 +109,7 @@ impl Extent {
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.payload.data[self.part.clone()]
+        &self.payload.as_ref().as_ref()[self.part.clone()]
     }
 
     fn overlaps(&self, range: &Range<u64>) -> bool {
@@ -71,32 +125,32 @@ impl Extent {
     }
 }
 
-/// Dirty and leaving extents of one export.
+/// Dirty extents of one export, and those in flight.
 #[derive(Default)]
-pub(super) struct Cache {
+pub(super) struct WriteCache {
     dirty: BTreeMap<u64, Extent>,
     /// The dirty extents by age: oldest promise, then place.
     ages: BTreeSet<(u64, u64)>,
     /// By place, too.
-    leaving: BTreeMap<u64, Run>,
-    held: Arc<AtomicUsize>,
+    in_flight: BTreeMap<u64, Run>,
+    usage: Arc<Usage>,
     /// Number of the last write that was accepted.
     last: u64,
-    /// Writes up to this number shall leave now.
+    /// Writes up to this number are due now.
     due: u64,
     /// Where the last batch ended.
     cursor: u64,
 }
 
-/// Adjacent extents that leave as one piece.
+/// Adjacent extents that are written as one piece.
 struct Run {
     extents: Vec<Extent>,
     end: u64,
     oldest: u64,
 }
 
-/// What has arrived below and still holds memory.
-pub(super) struct Arrived {
+/// A batch that has been written and still holds memory.
+pub(super) struct Written {
     _runs: BTreeMap<u64, Run>,
 }
 
@@ -140,19 +194,28 @@ impl Overlay {
     }
 }
 
-impl Cache {
-    /// Bytes of memory held: whole payloads, until the last part of each has left.
-    pub(super) fn held(&self) -> usize {
-        self.held.load(Ordering::Acquire)
+impl WriteCache {
+    /// Bytes of payload held: whole payloads, until the last part of each is written or replaced.
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.usage.payload.load(Ordering::Acquire)
+    }
+
+    /// Bytes of memory held for them.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.usage.memory.load(Ordering::Acquire)
+    }
+
+    /// Bytes of memory that a payload would take.
+    pub(super) fn memory_for(data: &IoBuf) -> usize {
+        OVERHEAD + if Payload::is_small(data) { data.len() } else { data.capacity() }
     }
 
     /// Takes the content of a write; returns its number.
     pub(super) fn insert(&mut self, at: u64, data: IoBuf) -> u64 {
         self.last += 1;
         let range = at..at + data.len() as u64;
-        self.held.fetch_add(data.len(), Ordering::AcqRel);
         let part = 0..data.len();
-        let payload = Arc::new(Payload { data, held: self.held.clone() });
+        let payload = Arc::new(Payload::new(data, &self.usage));
         let oldest = self.cut(&range).unwrap_or(self.last);
         self.put(Extent { at, payload, part, oldest });
         self.last
@@ -163,7 +226,7 @@ impl Cache {
         self.last
     }
 
-    /// Writes up to `number` shall leave now; returns whether that is news.
+    /// Writes up to `number` are due now; returns whether that is news.
     pub(super) fn expedite(&mut self, number: u64) -> bool {
         let news = number > self.due;
         self.due = self.due.max(number);
@@ -171,37 +234,36 @@ impl Cache {
     }
 
     /// Whether the promise of some write up to `number` is not yet kept.
-    pub(super) fn holds_up_to(&self, number: u64) -> bool {
+    pub(super) fn is_pending(&self, number: u64) -> bool {
         self.ages.first().is_some_and(|(oldest, _)| *oldest <= number)
-            || self.leaving.values().any(|run| run.oldest <= number)
+            || self.in_flight.values().any(|run| run.oldest <= number)
     }
 
     /// Whether nothing is held.
     pub(super) fn is_empty(&self) -> bool {
-        self.dirty.is_empty() && self.leaving.is_empty()
+        self.dirty.is_empty() && self.in_flight.is_empty()
     }
 
     /// Whether some extent overlaps the range.
     pub(super) fn overlaps(&self, range: &Range<u64>) -> bool {
-        self.overlapping(range).next().is_some() || self.leaving_in(range).next().is_some()
+        self.overlapping(range).next().is_some() || self.in_flight_in(range).next().is_some()
     }
 
     /// What a read of `range` must see over what is below.
     pub(super) fn overlay(&self, range: &Range<u64>) -> Overlay {
-        let leaving = self.leaving_in(range).flat_map(|run| &run.extents);
-        let older = leaving.filter(|extent| extent.overlaps(range));
+        let in_flight = self.in_flight_in(range).flat_map(|run| &run.extents);
+        let older = in_flight.filter(|extent| extent.overlaps(range));
         let newer = self.overlapping(range).map(|(_, extent)| extent);
         Overlay(older.chain(newer).map(|extent| extent.clip(range)).collect())
     }
 
-    /// Moves what is due, as much as makes a batch, from dirty to leaving: in the order of places,
+    /// Moves what is due, as much as makes a batch, from dirty to in flight: in the order of places,
     /// on from where the last batch ended. What follows something due without a gap goes with it.
     ///
-    /// Nothing leaves before everything that left earlier has arrived or come back: older content
-    /// must land first.
-    pub(super) fn leave(&mut self) -> Vec<Piece> {
-        assert!(self.leaving.is_empty(), "one batch at a time");
-        let Cache { dirty, ages, leaving, due, cursor, .. } = self;
+    /// Nothing is taken before the last batch is written or restored: older content must land first.
+    pub(super) fn take_batch(&mut self) -> Vec<Piece> {
+        assert!(self.in_flight.is_empty(), "one batch at a time");
+        let WriteCache { dirty, ages, in_flight, due, cursor, .. } = self;
         let is_due = |oldest| oldest <= *due;
         if !ages.first().is_some_and(|(oldest, _)| is_due(*oldest)) {
             return Vec::new();
@@ -214,30 +276,30 @@ impl Cache {
                 goes
             };
             let mut going = dirty.extract_if(part, goes);
-            while bytes < BYTES_MAX && leaving.len() < PIECES_MAX {
+            while bytes < BYTES_MAX && in_flight.len() < PIECES_MAX {
                 let Some((at, extent)) = going.next() else { break };
                 ages.remove(&(extent.oldest, at));
                 bytes += extent.part.len() as u64;
                 *cursor = extent.end();
-                match leaving.last_entry().filter(|run| run.get().end == at) {
+                match in_flight.last_entry().filter(|run| run.get().end == at) {
                     Some(mut run) => run.get_mut().push(extent),
-                    None => _ = leaving.insert(at, Run::of(extent)),
+                    None => _ = in_flight.insert(at, Run::of(extent)),
                 }
             }
         }
-        leaving.iter().map(|(at, run)| run.piece(*at)).collect()
+        in_flight.iter().map(|(at, run)| run.piece(*at)).collect()
     }
 
-    /// Everything that left has arrived below. The memory it held is free when the result is gone,
-    /// which takes a while.
+    /// The batch in flight is written. Its memory is free when the result is dropped, which takes a
+    /// while.
     #[must_use]
-    pub(super) fn arrived(&mut self) -> Arrived {
-        Arrived { _runs: std::mem::take(&mut self.leaving) }
+    pub(super) fn complete(&mut self) -> Written {
+        Written { _runs: std::mem::take(&mut self.in_flight) }
     }
 
-    /// What left did not arrive, or nobody knows: it is dirty again, under what came since.
-    pub(super) fn came_back(&mut self) {
-        let runs = std::mem::take(&mut self.leaving);
+    /// The batch in flight was not written, or nobody knows: it is dirty again, under what came since.
+    pub(super) fn restore(&mut self) {
+        let runs = std::mem::take(&mut self.in_flight);
         for extent in runs.into_values().flat_map(|run| run.extents) {
             let range = extent.at..extent.end();
             let newer: Vec<Extent> = self.overlapping(&range).map(|(_, newer)| newer.clip(&range)).collect();
@@ -250,9 +312,9 @@ impl Cache {
         }
     }
 
-    fn leaving_in(&self, range: &Range<u64>) -> impl Iterator<Item = &Run> {
-        let before = self.leaving.range(..range.start).next_back().map(|(_, run)| run);
-        let inside = self.leaving.range(range.clone()).map(|(_, run)| run);
+    fn in_flight_in(&self, range: &Range<u64>) -> impl Iterator<Item = &Run> {
+        let before = self.in_flight.range(..range.start).next_back().map(|(_, run)| run);
+        let inside = self.in_flight.range(range.clone()).map(|(_, run)| run);
         before.filter(|run| run.end > range.start).into_iter().chain(inside)
     }
 

@@ -1,0 +1,280 @@
+//! Group commit and poison: one sync at a time, shared by every request that it covers.
+//!
+//! - A FLUSH is answered by a sync that covers every write answered before the FLUSH was received;
+//!   a durable write, by one that covers the write. Requests that a running sync does not cover
+//!   share the next one.
+//! - With nothing written since the last sync that succeeded there is nothing to sync.
+//! - Linux tells a failed write-back once per open file description, to whichever sync asks first.
+//!   There is one sync at a time on the description, and nobody is answered before its result is
+//!   known here.
+//! - A failed sync poisons the export for every connection, present and future, until the operator
+//!   clears the poison: what it was to write is lost, and a later sync that succeeds proves nothing.
+//!   Both events count: a request that was received, or a write that was begun, before one of them fails
+//!   after it.
+
+use std::io;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::device::Device;
+
+/// The syncs of one export, shared by all workers.
+pub(super) struct GroupCommit {
+    state: Mutex<State>,
+    /// Odd while the export is poisoned; grows by one when that begins or ends. Changed under the lock.
+    generation: AtomicU64,
+    /// A sync has ended, or the poison has changed.
+    changed: Notify,
+}
+
+struct State {
+    /// Write-class requests that have changed the storage.
+    written: u64,
+    /// How many of those are stable.
+    durable: u64,
+    /// Bytes of those that are not.
+    unstable_bytes: u64,
+    /// What the running sync covers: writes and their bytes.
+    running: Option<Covers>,
+    poison: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Covers {
+    written: u64,
+    bytes: u64,
+}
+
+/// A promise to be made: the writes that must be stable, and when it was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Target {
+    written: u64,
+    generation: Generation,
+}
+
+impl Target {
+    /// This target, and all writes of a later one.
+    pub(super) fn including(self, later: Target) -> Target {
+        Target { written: self.written.max(later.written), ..self }
+    }
+}
+
+/// The times that the export was poisoned and cleared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Generation(u64);
+
+impl Generation {
+    fn is_poisoned(self) -> bool {
+        self.0 % 2 == 1
+    }
+
+    /// How often the export was poisoned.
+    fn losses(self) -> u64 {
+        self.0.div_ceil(2)
+    }
+}
+
+/// What a request that waits for a sync does next.
+enum Turn<'a> {
+    Done,
+    Wait,
+    Lead(Lead<'a>),
+}
+
+impl GroupCommit {
+    /// Writes of an earlier server may still be in the page cache, so the first FLUSH always syncs.
+    pub(super) fn new(poison: Option<String>) -> GroupCommit {
+        let state = State { written: 1, durable: 0, unstable_bytes: 0, running: None, poison };
+        let generation = AtomicU64::new(u64::from(state.poison.is_some()));
+        GroupCommit { state: Mutex::new(state), generation, changed: Notify::new() }
+    }
+
+    /// The times that the export was poisoned and cleared.
+    pub(super) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Acquire))
+    }
+
+    /// Fails while the export is poisoned.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.check_since(self.generation())
+    }
+
+    /// Fails if the export is poisoned, or was since.
+    pub(super) fn check_since(&self, begun: Generation) -> io::Result<()> {
+        let now = self.generation();
+        if now == begun && !now.is_poisoned() { Ok(()) } else { Err(self.lock().refusal()) }
+    }
+
+    /// How often the export was poisoned.
+    pub(super) fn losses(&self) -> u64 {
+        self.generation().losses()
+    }
+
+    /// The cause of the poison, and how often the export was poisoned.
+    pub(super) fn poison_cause(&self) -> Option<(String, u64)> {
+        let state = self.lock();
+        Some((state.poison.clone()?, self.losses()))
+    }
+
+    /// Resolves when the export is not poisoned.
+    pub(super) async fn healthy(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.generation().is_poisoned() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Resolves when the export is poisoned.
+    pub(super) async fn poisoned(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.generation().is_poisoned() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether everything that was written is stable.
+    pub(super) fn is_synced(&self) -> bool {
+        let state = self.lock();
+        state.poison.is_none() && state.durable >= state.written
+    }
+
+    /// Bytes written since the last sync; what was written twice counts twice.
+    pub(super) fn unstable_bytes(&self) -> u64 {
+        self.lock().unstable_bytes
+    }
+
+    /// Acknowledged data is lost, or may be: nothing succeeds from now on.
+    pub(super) fn poison(&self, error: &io::Error) {
+        self.set_poison(&mut self.lock(), error);
+        self.changed.notify_waiters();
+    }
+
+    fn set_poison(&self, state: &mut State, error: &io::Error) {
+        if state.poison.is_none() {
+            state.poison = Some(error.to_string());
+            self.generation.fetch_add(1, Release);
+        }
+    }
+
+    /// The operator knows of so many losses: the poison is cleared unless there was another one since.
+    /// Nobody knows what is stable.
+    pub(super) fn clear_poison(&self, losses: u64) {
+        let mut state = self.lock();
+        if self.losses() == losses && state.poison.take().is_some() {
+            state.written += 1;
+            self.generation.fetch_add(1, Release);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Counts a write-class request that has changed the storage, or may have; returns what must be
+    /// stable for the request to be durable.
+    pub(super) fn wrote(&self, bytes: u64) -> Target {
+        let mut state = self.lock();
+        state.written += 1;
+        state.unstable_bytes = state.unstable_bytes.saturating_add(bytes);
+        Target { written: state.written, generation: self.generation() }
+    }
+
+    /// What a FLUSH that is received now must make stable.
+    pub(super) fn target(&self) -> Target {
+        let state = self.lock();
+        Target { written: state.written, generation: self.generation() }
+    }
+
+    /// Waits until what the target names is stable, by a sync of `storage` or somebody else's.
+    pub(super) async fn reach(&self, target: Target, storage: &dyn Device) -> io::Result<()> {
+        loop {
+            // Before the look, so that no change after it is missed.
+            let changed = self.changed.notified();
+            match self.turn(target)? {
+                Turn::Done => return Ok(()),
+                Turn::Wait => changed.await,
+                Turn::Lead(lead) => lead.finish(storage.flush().await),
+            }
+        }
+    }
+
+    fn turn(&self, target: Target) -> io::Result<Turn<'_>> {
+        let mut state = self.lock();
+        let now = self.generation();
+        if now != target.generation || now.is_poisoned() {
+            return Err(state.refusal());
+        }
+        if state.durable >= target.written {
+            return Ok(Turn::Done);
+        }
+        if state.running.is_some() {
+            return Ok(Turn::Wait);
+        }
+        let covers = Covers { written: state.written, bytes: state.unstable_bytes };
+        state.running = Some(covers);
+        Ok(Turn::Lead(Lead { commit: self, covers, ended: false }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Why nothing succeeds.
+    fn refusal(&self) -> io::Error {
+        io::Error::other(match &self.poison {
+            Some(cause) => format!(
+                "acknowledged data may be lost ({cause}) until the storage is repaired and \
+                 nbd-server ctl clear-poison is run"
+            ),
+            None => "acknowledged data may have been lost while the request was under way".to_owned(),
+        })
+    }
+}
+
+/// The duty to run one sync and tell the others.
+struct Lead<'a> {
+    commit: &'a GroupCommit,
+    covers: Covers,
+    ended: bool,
+}
+
+impl Lead<'_> {
+    fn finish(mut self, result: io::Result<()>) {
+        self.end(result);
+    }
+
+    fn end(&mut self, result: io::Result<()>) {
+        self.ended = true;
+        let mut state = self.commit.lock();
+        state.running = None;
+        match result {
+            Ok(()) => {
+                state.durable = state.durable.max(self.covers.written);
+                state.unstable_bytes -= self.covers.bytes;
+            }
+            Err(error) => self.commit.set_poison(&mut state, &error),
+        }
+        drop(state);
+        self.commit.changed.notify_waiters();
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        // A sync that was abandoned leaves the others without an answer: nobody knows what it did.
+        if !self.ended {
+            self.end(Err(io::Error::other("a sync was abandoned")));
+        }
+    }
+}
