@@ -90,6 +90,12 @@ pub(crate) fn for_audit(servers: &[&str]) -> Result<()> {
     packages(&[servers, &["strace"]].concat())
 }
 
+/// What `cargo xtask failing-disk` needs, alone or to compare servers.
+pub(crate) fn for_failing_disk(peers: bool) -> Result<()> {
+    let peers: &[&str] = if peers { &["nbdkit", "qemu-utils"] } else { &[] };
+    packages(&[&["e2fsprogs", "mount"], peers].concat())
+}
+
 /// What `cargo xtask conformance` needs to compare servers.
 pub(crate) fn for_conformance() -> Result<()> {
     packages(&["nbdkit", "qemu-utils", "nbd-server"])

@@ -1,0 +1,177 @@
+//! A disk that fails in the kernel itself, with nothing injected: a loop device over a file on a tmpfs that is full.
+//!
+//! The blocks of the first half of what is served are there and can be written. Those of the second half are holes in
+//! the backing file, and a page for them is not to be had: the loop device answers a write there with an error, and the
+//! kernel's write-back of the page cache fails as it does on a worn disk or a full thin pool.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`plan`] | the rounds of requests that are made on such a disk |
+//! | [`trial`] | one disk, one server, some rounds; then the power is cut and every promise is looked up |
+//! | [`report`] | trials of every mode on every kind of storage, as a table |
+
+pub mod plan;
+pub mod report;
+mod served;
+pub mod trial;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
+
+use crate::mount::{LoopDevice, Mount, make_ext4, sync_file_system};
+
+/// Bytes of each half: the good one and the one that cannot be written.
+pub const HALF: u64 = 8 << 20;
+/// Bytes of what is served.
+pub const SIZE: u64 = 2 * HALF;
+/// The unit in which blocks are there or not.
+const BLOCK: usize = 4096;
+/// What ext4 needs beside the image.
+const EXT4_OVERHEAD: u64 = 12 << 20;
+/// What a tmpfs may hold beside the backing file, before it is filled.
+const SLACK: u64 = 1 << 20;
+/// What each block of the half that will fail begins with, so that it is found in the backing file.
+const MARK: &[u8] = b"a block of the half that cannot be written\n";
+
+/// What kind of storage fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A file on ext4 on the loop device.
+    File,
+    /// The loop device.
+    Device,
+}
+
+/// A failing disk. Its parts are taken down in this order.
+pub struct FailingDisk {
+    file_system: Option<Mount>,
+    // Held for its drop.
+    _device: LoopDevice,
+    tmpfs: Mount,
+    dir: TempDir,
+    served: PathBuf,
+}
+
+impl FailingDisk {
+    /// Makes one, in a fraction of a second.
+    pub fn make(medium: Medium) -> Result<FailingDisk> {
+        let dir = tempfile::tempdir()?;
+        let len = match medium {
+            Medium::File => SIZE + EXT4_OVERHEAD,
+            Medium::Device => SIZE,
+        };
+        let tmpfs = Mount::tmpfs(&dir.path().join("tmpfs"), len + SLACK)?;
+        let backing = backing(&tmpfs);
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(&backing)?;
+        let allocate = || fallocate(&file, FallocateFlags::empty(), 0, len.cast_signed());
+        file.set_len(len)?;
+        let disk = match medium {
+            Medium::File => {
+                make_ext4(&backing)?;
+                // It leaves holes where it writes zeroes.
+                allocate()?;
+                let device = LoopDevice::over(&backing)?;
+                let mounted = Mount::ext4(device.path(), &dir.path().join("ext4"))?;
+                let served = mounted.path().join("disk.img");
+                write_image(&File::create_new(&served)?)?;
+                sync_file_system(mounted.path())?;
+                FailingDisk { file_system: Some(mounted), _device: device, tmpfs, dir, served }
+            }
+            Medium::Device => {
+                allocate()?;
+                write_image(&file)?;
+                let device = LoopDevice::over(&backing)?;
+                let served = device.path().to_owned();
+                FailingDisk { file_system: None, _device: device, tmpfs, dir, served }
+            }
+        };
+        disk.take_marked_blocks_away(&file)?;
+        disk.fill()?;
+        Ok(disk)
+    }
+
+    /// What a server is to serve.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.served
+    }
+
+    /// A directory for more files, on a disk that works.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the served disk would hold if the power were cut now: read from the backing file, whatever the page cache
+    /// says. A file system is mounted from a copy, as after a crash.
+    pub fn after_power_cut(&self) -> Result<Vec<u8>> {
+        if self.file_system.is_none() {
+            return Ok(fs::read(backing(&self.tmpfs))?);
+        }
+        let scratch = Mount::tmpfs(&self.dir.path().join("cut"), 2 * (SIZE + EXT4_OVERHEAD))?;
+        let copy = scratch.path().join("copy");
+        fs::copy(backing(&self.tmpfs), &copy).context("cannot copy the backing file")?;
+        let device = LoopDevice::over(&copy)?;
+        let mounted = Mount::ext4(device.path(), &self.dir.path().join("remounted"))?;
+        let content = fs::read(mounted.path().join("disk.img"))?;
+        mounted.unmount()?;
+        Ok(content)
+    }
+
+    /// Makes holes where the marked blocks are.
+    fn take_marked_blocks_away(&self, backing: &File) -> Result<()> {
+        let mut content = vec![0; usize::try_from(backing.metadata()?.len())?];
+        backing.read_exact_at(&mut content, 0)?;
+        let marked = content.chunks(BLOCK).enumerate().filter(|(_, block)| block.starts_with(MARK));
+        let mut found = 0;
+        for (number, _) in marked {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(backing, hole, (number * BLOCK).try_into()?, BLOCK.try_into()?)?;
+            found += BLOCK as u64;
+        }
+        ensure!(
+            found == HALF,
+            "{found} bytes of the half that shall fail are on the loop device, not {HALF}"
+        );
+        Ok(())
+    }
+
+    /// Leaves the tmpfs without a free page.
+    fn fill(&self) -> Result<()> {
+        let filler = File::create_new(self.tmpfs.path().join("filler"))?;
+        let mut len = 0;
+        loop {
+            let seen = statvfs(self.tmpfs.path())?;
+            let free = seen.blocks_free() * seen.fragment_size();
+            if free == 0 {
+                return Ok(());
+            }
+            fallocate(&filler, FallocateFlags::empty(), len, free.cast_signed())?;
+            len += free.cast_signed();
+        }
+    }
+}
+
+fn backing(tmpfs: &Mount) -> PathBuf {
+    tmpfs.path().join("backing")
+}
+
+/// The good half is full of [`OLD`]; each block of the other one begins with [`MARK`].
+fn write_image(mut to: &File) -> Result<()> {
+    let mut block = vec![OLD; BLOCK];
+    let half = usize::try_from(HALF)?;
+    to.write_all(&block.repeat(half / BLOCK))?;
+    block[..MARK.len()].copy_from_slice(MARK);
+    to.write_all(&block.repeat(half / BLOCK))?;
+    Ok(to.sync_all()?)
+}
+
+/// What the good half holds before anything is written.
+pub const OLD: u8 = 0xa5;
