@@ -52,8 +52,7 @@ pub enum Medium {
 /// A failing disk. Its parts are taken down in this order.
 pub struct FailingDisk {
     file_system: Option<Mount>,
-    // Held for its drop.
-    _device: LoopDevice,
+    device: LoopDevice,
     tmpfs: Mount,
     dir: TempDir,
     served: PathBuf,
@@ -82,14 +81,14 @@ impl FailingDisk {
                 let served = mounted.path().join("disk.img");
                 write_image(&File::create_new(&served)?)?;
                 sync_file_system(mounted.path())?;
-                FailingDisk { file_system: Some(mounted), _device: device, tmpfs, dir, served }
+                FailingDisk { file_system: Some(mounted), device, tmpfs, dir, served }
             }
             Medium::Device => {
                 allocate()?;
                 write_image(&file)?;
                 let device = LoopDevice::over(&backing)?;
                 let served = device.path().to_owned();
-                FailingDisk { file_system: None, _device: device, tmpfs, dir, served }
+                FailingDisk { file_system: None, device, tmpfs, dir, served }
             }
         };
         disk.take_marked_blocks_away(&file)?;
@@ -101,6 +100,15 @@ impl FailingDisk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.served
+    }
+
+    /// Unmounts the file system, if there is one, and mounts it again.
+    pub fn remount(&mut self) -> Result<()> {
+        let Some(mounted) = self.file_system.take() else { return Ok(()) };
+        let at = mounted.path().to_owned();
+        mounted.unmount()?;
+        self.file_system = Some(Mount::ext4(self.device.path(), &at)?);
+        Ok(())
     }
 
     /// A directory for more files, on a disk that works.

@@ -36,6 +36,11 @@ impl Mount {
         Mount::new(Path::new("tmpfs"), at, "tmpfs", &format!("size={len},mode=700,huge=never"))
     }
 
+    /// A file system in memory whose files have no extended attributes, at a directory that is made for it.
+    pub fn ramfs(at: &Path) -> Result<Mount> {
+        Mount::new(Path::new("ramfs"), at, "ramfs", "mode=700")
+    }
+
     /// The ext4 on a device, at a directory that is made for it if it is not there.
     pub fn ext4(device: &Path, at: &Path) -> Result<Mount> {
         Mount::new(device, at, "ext4", "nodiscard")
@@ -52,6 +57,12 @@ impl Mount {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// Lets nobody write to it any more.
+    pub fn make_read_only(&self) -> Result<()> {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        Ok(mount(None::<&str>, &self.at, None::<&str>, flags, None::<&str>)?)
     }
 
     /// Unmounts it, which fails while anybody uses it.
@@ -87,6 +98,14 @@ impl LoopDevice {
         let done = tool::run(&losetup, &["--find", "--show", file]);
         ensure!(done.status.success(), "losetup {file}: {}", done.stderr.trim());
         Ok(LoopDevice { path: PathBuf::from(done.stdout.trim()) })
+    }
+
+    /// Takes the length of the file anew.
+    pub fn resize(&self) -> Result<()> {
+        let losetup = tool::find("losetup", "mount").context("there is no losetup")?;
+        let done = tool::run(&losetup, &["--set-capacity".as_ref(), self.path.as_os_str()]);
+        ensure!(done.status.success(), "losetup: {}", done.stderr.trim());
+        Ok(())
     }
 
     /// The device node.
