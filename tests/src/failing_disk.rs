@@ -2,14 +2,17 @@
 //!
 //! The blocks of the first half of what is served are there and can be written. Those of the second half are holes in
 //! the backing file, and a page for them is not to be had: the loop device answers a write there with an error, and the
-//! kernel's write-back of the page cache fails as it does on a worn disk or a full thin pool.
+//! kernel's write-back of the page cache fails as it does on a worn disk or a full thin pool. Where there is device
+//! mapper, its targets can refuse instead.
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | `mapped` | the targets of device mapper that fail |
 //! | [`plan`] | the rounds of requests that are made on such a disk |
 //! | [`trial`] | one disk, one server, some rounds; then the power is cut and every promise is looked up |
 //! | [`report`] | trials of every mode on every kind of storage, as a table |
 
+mod mapped;
 pub mod plan;
 pub mod report;
 mod served;
@@ -17,6 +20,7 @@ pub mod trial;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +29,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
+use self::mapped::Mapped;
+pub use self::mapped::Target;
 use crate::mount::{LoopDevice, Mount, make_ext4, sync_file_system};
 
 /// Bytes of each half: the good one and the one that cannot be written.
@@ -43,15 +49,33 @@ const MARK: &[u8] = b"a block of the half that cannot be written\n";
 /// What kind of storage fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
-    /// A file on ext4 on the loop device.
+    /// A file on ext4.
     File,
-    /// The loop device.
+    /// The block device itself.
     Device,
+}
+
+/// Why it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The tmpfs beneath the loop device is full.
+    Full,
+    /// Device mapper refuses, where there is device mapper.
+    Mapped(Target),
+}
+
+impl Cause {
+    /// Whether this kernel can make a disk fail in this way.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        self == Cause::Full || mapped::is_there()
+    }
 }
 
 /// A failing disk. Its parts are taken down in this order.
 pub struct FailingDisk {
     file_system: Option<Mount>,
+    mapped: Option<Mapped>,
     device: LoopDevice,
     tmpfs: Mount,
     dir: TempDir,
@@ -59,8 +83,13 @@ pub struct FailingDisk {
 }
 
 impl FailingDisk {
-    /// Makes one, in a fraction of a second.
+    /// Makes one on a full tmpfs, in a fraction of a second.
     pub fn make(medium: Medium) -> Result<FailingDisk> {
+        FailingDisk::failing_by(medium, Cause::Full)
+    }
+
+    /// Makes one.
+    pub fn failing_by(medium: Medium, cause: Cause) -> Result<FailingDisk> {
         let dir = tempfile::tempdir()?;
         let len = match medium {
             Medium::File => SIZE + EXT4_OVERHEAD,
@@ -69,30 +98,38 @@ impl FailingDisk {
         let tmpfs = Mount::tmpfs(&dir.path().join("tmpfs"), len + SLACK)?;
         let backing = backing(&tmpfs);
         let file = OpenOptions::new().create_new(true).read(true).write(true).open(&backing)?;
-        let allocate = || fallocate(&file, FallocateFlags::empty(), 0, len.cast_signed());
         file.set_len(len)?;
-        let disk = match medium {
+        match medium {
+            Medium::File => make_ext4(&backing)?,
+            Medium::Device => write_image(&file)?,
+        }
+        // A file system's maker leaves holes where it writes zeroes.
+        fallocate(&file, FallocateFlags::empty(), 0, len.cast_signed())?;
+        let device = LoopDevice::over(&backing)?;
+        let mapped = match cause {
+            Cause::Full => None,
+            Cause::Mapped(_) => Some(Mapped::over(device.path(), len)?),
+        };
+        let node = mapped.as_ref().map_or(device.path().to_owned(), Mapped::path);
+        let (file_system, served) = match medium {
             Medium::File => {
-                make_ext4(&backing)?;
-                // It leaves holes where it writes zeroes.
-                allocate()?;
-                let device = LoopDevice::over(&backing)?;
-                let mounted = Mount::ext4(device.path(), &dir.path().join("ext4"))?;
+                let mounted = Mount::ext4(&node, &dir.path().join("ext4"))?;
                 let served = mounted.path().join("disk.img");
                 write_image(&File::create_new(&served)?)?;
                 sync_file_system(mounted.path())?;
-                FailingDisk { file_system: Some(mounted), device, tmpfs, dir, served }
+                (Some(mounted), served)
             }
-            Medium::Device => {
-                allocate()?;
-                write_image(&file)?;
-                let device = LoopDevice::over(&backing)?;
-                let served = device.path().to_owned();
-                FailingDisk { file_system: None, device, tmpfs, dir, served }
-            }
+            Medium::Device => (None, node),
         };
-        disk.take_marked_blocks_away(&file)?;
-        disk.fill()?;
+        let disk = FailingDisk { file_system, mapped, device, tmpfs, dir, served };
+        let marked = marked_ranges(&file)?;
+        match (cause, &disk.mapped) {
+            (Cause::Mapped(target), Some(mapped)) => mapped.fail(&marked, target)?,
+            _ => {
+                take_away(&file, &marked)?;
+                disk.fill()?;
+            }
+        }
         Ok(disk)
     }
 
@@ -107,7 +144,8 @@ impl FailingDisk {
         let Some(mounted) = self.file_system.take() else { return Ok(()) };
         let at = mounted.path().to_owned();
         mounted.unmount()?;
-        self.file_system = Some(Mount::ext4(self.device.path(), &at)?);
+        let node = self.mapped.as_ref().map_or(self.device.path().to_owned(), Mapped::path);
+        self.file_system = Some(Mount::ext4(&node, &at)?);
         Ok(())
     }
 
@@ -133,24 +171,6 @@ impl FailingDisk {
         Ok(content)
     }
 
-    /// Makes holes where the marked blocks are.
-    fn take_marked_blocks_away(&self, backing: &File) -> Result<()> {
-        let mut content = vec![0; usize::try_from(backing.metadata()?.len())?];
-        backing.read_exact_at(&mut content, 0)?;
-        let marked = content.chunks(BLOCK).enumerate().filter(|(_, block)| block.starts_with(MARK));
-        let mut found = 0;
-        for (number, _) in marked {
-            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            fallocate(backing, hole, (number * BLOCK).try_into()?, BLOCK.try_into()?)?;
-            found += BLOCK as u64;
-        }
-        ensure!(
-            found == HALF,
-            "{found} bytes of the half that shall fail are on the loop device, not {HALF}"
-        );
-        Ok(())
-    }
-
     /// Leaves the tmpfs without a free page.
     fn fill(&self) -> Result<()> {
         let filler = File::create_new(self.tmpfs.path().join("filler"))?;
@@ -165,6 +185,34 @@ impl FailingDisk {
             len += free.cast_signed();
         }
     }
+}
+
+/// Where the marked blocks are, in order.
+fn marked_ranges(backing: &File) -> Result<Vec<Range<u64>>> {
+    let mut content = vec![0; usize::try_from(backing.metadata()?.len())?];
+    backing.read_exact_at(&mut content, 0)?;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (number, block) in (0_u64..).zip(content.chunks(BLOCK)) {
+        let start = number * BLOCK as u64;
+        let end = start + BLOCK as u64;
+        match ranges.last_mut() {
+            _ if !block.starts_with(MARK) => {}
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    let found: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    ensure!(found == HALF, "{found} bytes of the half that shall fail are on the loop device, not {HALF}");
+    Ok(ranges)
+}
+
+/// Makes holes of ranges.
+fn take_away(backing: &File, ranges: &[Range<u64>]) -> Result<()> {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for Range { start, end } in ranges {
+        fallocate(backing, hole, start.cast_signed(), (end - start).cast_signed())?;
+    }
+    Ok(())
 }
 
 fn backing(tmpfs: &Mount) -> PathBuf {

@@ -14,9 +14,9 @@ pub(crate) struct Args {
     /// Only this durability mode
     #[arg(long, value_name = "MODE", value_parser = ["writethrough", "writeback", "early-ack"])]
     durability: Option<String>,
-    /// Only the kinds of storage whose name contains this, such as "device" or "--direct"
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    storage: Option<String>,
+    /// Only this kind of storage, as the table calls it, such as "file --direct"; may be given several times
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    storage: Vec<String>,
     /// Also nbdkit and qemu-nbd
     #[arg(long)]
     peers: bool,
@@ -32,11 +32,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut trials = cargo();
     trials.args(["run", "--quiet", "--release", "--package", "tests", "--bin", "failing-disk", "--"]);
     trials.args(["--rounds", &args.rounds.to_string()]);
-    for (flag, value) in [("--durability", &args.durability), ("--storage", &args.storage)] {
-        if let Some(value) = value {
-            trials.arg(format!("{flag}={value}"));
-        }
-    }
+    trials.args(args.durability.iter().map(|mode| format!("--durability={mode}")));
+    trials.args(args.storage.iter().map(|name| format!("--storage={name}")));
     let switches = [("--peers", args.peers), ("--json", args.json)];
     trials.args(switches.iter().filter(|(_, on)| *on).map(|(flag, _)| *flag));
     visibly(&mut trials)

@@ -32,6 +32,7 @@ const PEERS: &[&str] = &[
     "fio",
     "strace",
     "dmsetup",
+    "mount",
     "btrfs-progs",
     "valgrind",
     // Their parts go into a guest that boots with our package.

@@ -18,9 +18,9 @@ struct Args {
     /// Only this durability mode
     #[arg(long, value_name = "MODE", value_parser = MODES.to_vec())]
     durability: Option<String>,
-    /// Only the kinds of storage whose name contains this, such as "device" or "--direct"
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    storage: Option<String>,
+    /// Only this kind of storage, as the table calls it; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = names(), allow_hyphen_values = true)]
+    storage: Vec<String>,
     /// Also nbdkit and qemu-nbd
     #[arg(long)]
     peers: bool,
@@ -29,13 +29,21 @@ struct Args {
     json: bool,
 }
 
+fn names() -> Vec<&'static str> {
+    STORAGES.iter().map(|storage| storage.name).collect()
+}
+
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     ensure!(mount::can_mount(), "this needs root and loop devices");
     let chosen = |mode: &&str| args.durability.as_deref().is_none_or(|only| only == *mode);
     let mut cells = Vec::new();
     for storage in STORAGES {
-        if args.storage.as_deref().is_some_and(|text| !storage.name.contains(text)) {
+        if !args.storage.is_empty() && !args.storage.iter().any(|name| name == storage.name) {
+            continue;
+        }
+        if !storage.cause.is_available() {
+            eprintln!("{}: this kernel has no device mapper", storage.name);
             continue;
         }
         let ours = MODES.iter().copied().filter(chosen);

@@ -5,40 +5,47 @@ use std::fmt::{self, Display, Formatter};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Medium;
 use super::plan::{Into, PLANS, ROUNDS_MAX};
 use super::trial::{self, Rest, Tallies, Tally, Tried};
+use super::{Cause, Medium, Target};
 use crate::audit::subject::Subject;
 
-/// What is served, and by which means our server reaches it.
+/// What is served, why it fails, and by which means our server reaches it.
 #[derive(Debug)]
 pub struct Storage {
     /// How tables call it.
     pub name: &'static str,
     /// What fails.
     pub medium: Medium,
+    /// Why.
+    pub cause: Cause,
     /// Words for our server.
     pub args: &'static [&'static str],
 }
 
-/// Every kind of storage.
+const FILE: Storage = Storage { name: "file", medium: Medium::File, cause: Cause::Full, args: &[] };
+const DEVICE: Storage = Storage { name: "device", medium: Medium::Device, cause: Cause::Full, args: &[] };
+const DIRECT: &[&str] = &["--direct"];
+const THREADS: &[&str] = &["--engine", "threads"];
+const DIRECT_THREADS: &[&str] = &["--direct", "--engine", "threads"];
+const ERROR: Cause = Cause::Mapped(Target::Error);
+const FLAKEY: Cause = Cause::Mapped(Target::Flakey);
+
+/// Every kind of storage. Those of device mapper are not everywhere.
 pub const STORAGES: &[Storage] = &[
-    Storage { name: "file", medium: Medium::File, args: &[] },
-    Storage { name: "file --direct", medium: Medium::File, args: &["--direct"] },
-    Storage { name: "file, threads", medium: Medium::File, args: &["--engine", "threads"] },
-    Storage {
-        name: "file --direct, threads",
-        medium: Medium::File,
-        args: &["--direct", "--engine", "threads"],
-    },
-    Storage { name: "device", medium: Medium::Device, args: &[] },
-    Storage { name: "device --direct", medium: Medium::Device, args: &["--direct"] },
-    Storage { name: "device, threads", medium: Medium::Device, args: &["--engine", "threads"] },
-    Storage {
-        name: "device --direct, threads",
-        medium: Medium::Device,
-        args: &["--direct", "--engine", "threads"],
-    },
+    FILE,
+    Storage { name: "file --direct", args: DIRECT, ..FILE },
+    Storage { name: "file, threads", args: THREADS, ..FILE },
+    Storage { name: "file --direct, threads", args: DIRECT_THREADS, ..FILE },
+    DEVICE,
+    Storage { name: "device --direct", args: DIRECT, ..DEVICE },
+    Storage { name: "device, threads", args: THREADS, ..DEVICE },
+    Storage { name: "device --direct, threads", args: DIRECT_THREADS, ..DEVICE },
+    Storage { name: "file on dm-error", cause: ERROR, ..FILE },
+    Storage { name: "file on dm-flakey", cause: FLAKEY, ..FILE },
+    Storage { name: "dm-error", cause: ERROR, ..DEVICE },
+    Storage { name: "dm-flakey", cause: FLAKEY, ..DEVICE },
+    Storage { name: "dm-flakey --direct", cause: FLAKEY, args: DIRECT, ..DEVICE },
 ];
 
 /// The modes of our server that promise something.
@@ -79,7 +86,7 @@ impl Cell {
         while made < rounds {
             let rest = if trials.is_multiple_of(RESTS_EVERY) { Rest::First } else { Rest::Never };
             let some = ROUNDS_MAX.min(rounds - made);
-            for (plan, tally) in trial::run(storage.medium, tried, some, rest)? {
+            for (plan, tally) in trial::run(storage, tried, some, rest)? {
                 cell.tallies.entry(plan).or_default().add(&tally);
             }
             (made, trials) = (made + some, trials + 1);

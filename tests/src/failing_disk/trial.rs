@@ -9,8 +9,9 @@ use anyhow::Result;
 use common::proto::{CommandType, WireError};
 
 use super::plan::{AFTER_REST, IsFua, LEN, PLANS, Plan, ROUNDS_MAX, Request};
+use super::report::Storage;
 use super::served::Served;
-use super::{FailingDisk, HALF, Medium};
+use super::{FailingDisk, HALF};
 use crate::audit::subject::Subject;
 use crate::client::{Client, PLAIN};
 
@@ -76,8 +77,8 @@ impl Tally {
 pub type Tallies = BTreeMap<&'static str, Tally>;
 
 /// Makes a disk, serves it, makes so many rounds (at most [`ROUNDS_MAX`]), cuts the power and looks.
-pub fn run(medium: Medium, tried: Tried, rounds: u64, rest: Rest) -> Result<Tallies> {
-    let disk = FailingDisk::make(medium)?;
+pub fn run(storage: &Storage, tried: Tried, rounds: u64, rest: Rest) -> Result<Tallies> {
+    let disk = FailingDisk::failing_by(storage.medium, storage.cause)?;
     let (served, is_writethrough) = match tried {
         Tried::Ours { mode, args } => {
             let words = [&["--durability", mode], args].concat();

@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod cuts;
 mod encrypted;
+mod failing_disk;
 mod filesystems;
 mod flush_errors;
 mod flushes;
