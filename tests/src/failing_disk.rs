@@ -70,6 +70,12 @@ impl Cause {
     pub fn is_available(self) -> bool {
         self == Cause::Full || mapped::is_there()
     }
+
+    /// Whether the disk refuses to flush its cache, so that it is right to promise nothing.
+    #[must_use]
+    pub fn fails_every_flush(self) -> bool {
+        self == Cause::Mapped(Target::Flakey)
+    }
 }
 
 /// A failing disk. Its parts are taken down in this order.

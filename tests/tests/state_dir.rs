@@ -124,6 +124,23 @@ fn a_record_that_can_only_be_read_is_not_trusted_by_the_server_after_the_next() 
     assert_keeps_nothing(&scene);
 }
 
+#[test]
+fn a_record_that_is_no_file_stops_no_start() {
+    let Some(scene) = Scene::new() else { return };
+    let (server, operator, mut client) = scene.start("writeback");
+    let epoch = operator.epoch();
+    assert_writable(&mut client, "at first");
+    assert_eq!(server.terminate().code, Some(0));
+    for record in fs::read_dir(scene.state.path()).unwrap() {
+        let path = record.unwrap().path();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+    }
+    let (_server, operator, mut client) = scene.start("writeback");
+    assert_ne!(operator.epoch(), epoch, "nothing is known of the server before");
+    assert_writable(&mut client, "after that");
+}
+
 /// The server serves, and if it is killed with data of its own, nobody takes its successor for it.
 fn assert_keeps_nothing(scene: &Scene) {
     let (server, operator, mut client) = scene.start("early-ack");

@@ -16,7 +16,7 @@ const SECTOR: u64 = 512;
 pub enum Target {
     /// `error`: nothing can be read or written.
     Error,
-    /// `flakey` with `error_writes`: what is there can be read.
+    /// `flakey` with `error_writes`: what is there can be read, and every flush of the device fails.
     Flakey,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Mapped {
 
 /// Whether this kernel has device mapper.
 pub(super) fn is_there() -> bool {
-    Path::new("/dev/mapper/control").exists()
+    std::fs::read_to_string("/proc/devices").is_ok_and(|devices| devices.contains("device-mapper"))
 }
 
 impl Mapped {

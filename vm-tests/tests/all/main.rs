@@ -19,3 +19,4 @@ mod power;
 mod races;
 mod storm;
 mod vsock;
+mod write_cache;
