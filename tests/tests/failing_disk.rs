@@ -75,14 +75,16 @@ fn a_failing_disk_keeps_what_is_written_to_its_good_half_and_nothing_else() {
         let server = Server::of(disk.path());
         let mut client = Client::connect(server.endpoint());
         let (good, failing) = (4096, HALF + 4096);
+        let held = |at: u64| {
+            let content = disk.after_power_cut().expect("the medium can be read");
+            content[usize::try_from(at).expect("it is small")..][..4096].to_vec()
+        };
         assert_eq!(client.write(PLAIN, good, &[1; 4096]), WireError::OK);
-        assert_eq!(client.write(PLAIN, failing, &[2; 4096]), WireError::OK, "the page cache takes it");
-        let unsynced = disk.after_power_cut().unwrap();
-        let held = |content: &[u8], at: u64| content[usize::try_from(at).unwrap()..][..4096].to_vec();
-        assert_eq!(held(&unsynced, good), [OLD; 4096], "{medium:?}: nothing is stable before a sync");
-        assert_eq!(client.write(FUA, 2 * good, &[3; 4096]), WireError::OK, "the good half works");
-        assert_eq!(held(&disk.after_power_cut().unwrap(), 2 * good), [3; 4096]);
+        assert_eq!(held(good), [OLD; 4096], "{medium:?}: nothing is stable before a sync");
+        assert_eq!(client.write(FUA, 2 * good, &[2; 4096]), WireError::OK, "the good half works");
+        assert_eq!(held(2 * good), [2; 4096]);
+        assert_eq!(client.write(PLAIN, failing, &[3; 4096]), WireError::OK, "the page cache takes it");
         assert_ne!(client.flush(), WireError::OK, "{medium:?}: a write is lost");
-        assert_ne!(held(&disk.after_power_cut().unwrap(), failing), [2; 4096]);
+        assert_ne!(held(failing), [3; 4096]);
     }
 }

@@ -2,10 +2,12 @@
 //! under way: its READ and its FLUSH are answered when the stalled write has landed, wherever they go, as whoever takes
 //! over from a dead host reads before it writes. And that connections which live on do not wait for it.
 
+use std::thread;
+
 use common::proto::{CommandType, WireError};
-use tests::client::{Client, FUA, PLAIN};
+use tests::client::{Client, FUA, PLAIN, Reply, Socket};
 use tests::disk::Disk;
-use tests::server::Server;
+use tests::server::{Endpoint, Server};
 use tests::trace::{self, Trace, What};
 use tests::{tool, wait_until};
 
@@ -38,17 +40,18 @@ fn seen_by_a_new_connection(command: CommandType, at: u64) -> Option<bool> {
         let ends_before = ends_of_connections(&log());
         drop(doomed);
         wait_until("the server to see the connection's end", || ends_of_connections(&log()) > ends_before);
-        let mut new = Client::connect(&traced.server.endpoints()[1]);
-        new.cookies_from(2000);
-        let asked = match command {
-            CommandType::FLUSH => new.send(command, PLAIN, 0, 0),
-            _ => new.send(command, PLAIN, at, BLOCK),
-        };
-        let beside = living.send(CommandType::READ, PLAIN, ELSEWHERE, BLOCK);
-        assert_eq!(living.reply().error, WireError::OK);
-        let reply = new.reply();
+        // Connected before the living one asks; when the server begins to talk to it is the server's choice.
+        let to = &traced.server.endpoints()[1];
+        let socket = Socket::connect(to).expect("the kernel takes a connection");
+        let (beside, asked, reply) = thread::scope(|scope| {
+            let new = scope.spawn(move || ask_on(socket, to, command, at));
+            let beside = living.send(CommandType::READ, PLAIN, ELSEWHERE, BLOCK);
+            assert_eq!(living.reply().error, WireError::OK);
+            let (asked, reply) = new.join().expect("the new connection is served");
+            (beside, asked, reply)
+        });
         assert_eq!(reply.error, WireError::OK);
-        drop((living, new));
+        drop(living);
         let trace = traced.finish();
         let landed = trace.find(plain).or(trace.find(durable)).expect("it was seen to begin");
         let (_, beside) = trace.answer(beside);
@@ -59,6 +62,17 @@ fn seen_by_a_new_connection(command: CommandType, at: u64) -> Option<bool> {
         let is_stale = at == STALLED && command == CommandType::READ && reply.data != [b'S'; BLOCK as usize];
         Some(answered.began > landed.ended && !is_stale)
     })
+}
+
+/// Asks one thing on a connection of its own; returns the request's cookie, and the reply.
+fn ask_on(socket: Socket, to: &Endpoint, command: CommandType, at: u64) -> (u64, Reply) {
+    let mut client = Client::over(socket, to, "").expect("the server shakes hands");
+    client.cookies_from(2000);
+    let cookie = match command {
+        CommandType::FLUSH => client.send(command, PLAIN, 0, 0),
+        _ => client.send(command, PLAIN, at, BLOCK),
+    };
+    (cookie, client.reply())
 }
 
 /// How often the server has read that nothing more will come.
