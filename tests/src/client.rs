@@ -169,7 +169,17 @@ impl Client {
     /// # Panics
     /// When the server refuses in words.
     pub fn try_connect(to: &Endpoint, export: &str) -> io::Result<Client> {
-        let mut socket = Socket::connect(to)?;
+        Client::over(Socket::connect(to)?, to, export)
+    }
+
+    /// Shakes hands on a socket that is connected to this place.
+    ///
+    /// # Errors
+    /// Of the socket; also when the server closes instead.
+    ///
+    /// # Panics
+    /// When the server refuses in words.
+    pub fn over(mut socket: Socket, to: &Endpoint, export: &str) -> io::Result<Client> {
         let mut negotiation = role::Client::new(export).expect("names in tests are valid");
         if let Endpoint::Tls(..) = to {
             negotiation = negotiation.over_tls();

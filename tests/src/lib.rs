@@ -14,6 +14,8 @@
 //! | [`operator`] | `nbd-server ctl` |
 //! | [`audit`] | what any server had done before it replied, as a table |
 //! | [`probes`] | whether any server keeps the protocol, as a table |
+//! | [`mount`] | file systems and loop devices that are taken down again |
+//! | [`failing_disk`] | a disk that fails in the kernel, and the promises that are made on it |
 //! | [`model`] | seeded randomness and the memory a disk is compared with |
 //! | [`tidy`] | the rules of the house, checked on source text |
 //!
@@ -26,8 +28,10 @@ pub mod client;
 pub mod crash;
 pub mod disk;
 pub mod endpoint;
+pub mod failing_disk;
 pub mod haggle;
 pub mod model;
+pub mod mount;
 pub mod operator;
 pub mod pki;
 pub mod probes;

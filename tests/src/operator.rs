@@ -20,6 +20,12 @@ impl Operator {
         Operator { socket: disk.dir().join("admin") }
     }
 
+    /// An operator of a server that is not yet started, at a socket.
+    #[must_use]
+    pub fn at(socket: PathBuf) -> Operator {
+        Operator { socket }
+    }
+
     /// Lets the server hear.
     #[must_use]
     pub fn of(&self, builder: Builder) -> Builder {

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 
 use common::proto::{CommandFlags, CommandType, TransmissionFlags, WireError};
 use tests::client::{Client, FUA, PLAIN};
 use tests::disk::{Disk, pattern};
+use tests::mount::{self, LoopDevice};
 use tests::server::Server;
 use tests::tool;
 
@@ -168,40 +168,15 @@ fn exports_of_one_server_are_apart() {
     assert!(one.content().starts_with(b"one\0") && two.content().starts_with("deux é\0".as_bytes()));
 }
 
-/// A loop device over a file, taken down at the end.
-struct Loop {
-    losetup: PathBuf,
-    device: PathBuf,
-}
-
-impl Loop {
-    fn over(disk: &Disk) -> Option<Loop> {
-        let losetup = tool::find("losetup", "mount")?;
-        if !Path::new("/dev/loop-control").exists() {
-            tool::excuse("needs /dev/loop-control, which this kernel does not offer (modprobe loop)");
-            return None;
-        }
-        if !nix::unistd::geteuid().is_root() {
-            tool::skip("needs root, to set up a loop device");
-            return None;
-        }
-        let said = tool::succeed(&losetup, &["--find", "--show", disk.path().to_str()?]);
-        Some(Loop { losetup, device: PathBuf::from(said.trim()) })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _may_be_gone = tool::run(&self.losetup, &["--detach", &self.device.to_string_lossy()]);
-    }
-}
-
 #[test]
 fn a_block_device_is_served_with_its_sectors() {
     let disk = Disk::holding(&pattern(3, 8 << 20));
-    let Some(device) = Loop::over(&disk) else { return };
-    assert!(fs::metadata(&device.device).unwrap().file_type().is_block_device());
-    let serve = || Server::builder().export(&device.device).unix();
+    if !mount::can_mount() {
+        return;
+    }
+    let device = LoopDevice::over(disk.path()).expect("a loop device can be set up");
+    assert!(fs::metadata(device.path()).unwrap().file_type().is_block_device());
+    let serve = || Server::builder().export(device.path()).unix();
     let server = serve().start();
     let again = serve().refused();
     assert!(again.code == Some(1) && again.log.lines().count() == 1, "{again:?}");

@@ -75,6 +75,12 @@ impl Builder {
         self
     }
 
+    /// Attaches what an NBD server serves on a port of the host's loopback as the next virtio disk; its write cache is
+    /// the server's.
+    pub fn disk_at(self, port: u16) -> Self {
+        self.disk(format!("nbd://127.0.0.1:{port}"))
+    }
+
     /// Lets the guest reach this port of the host's loopback, at [`HOST_PORT`], and nothing else of the host.
     pub fn host_port(mut self, port: u16) -> Self {
         self.host_port = Some(port);

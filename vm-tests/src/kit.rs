@@ -26,11 +26,13 @@ pub enum Kit {
     Strace,
     /// dmsetup.
     Dmsetup,
+    /// losetup, as busybox's knows less.
+    Losetup,
     /// systemd and udev, as much of them as mounts need.
     Systemd,
     /// dpkg.
     Dpkg,
-    /// Our nbd-server and nbd-attach and the crash tests' workload, linked statically.
+    /// Our nbd-server and nbd-attach, and the programs of the tests, linked statically.
     Ours,
     /// A program on the host, not put into the guest.
     Host(&'static str),
@@ -89,6 +91,7 @@ impl Kit {
             Kit::Fio => &["fio"],
             Kit::Strace => &["strace"],
             Kit::Dmsetup => &["dmsetup"],
+            Kit::Losetup => &["losetup"],
             // What busybox mounts is forgotten to be of the network.
             Kit::Systemd => &["systemctl", "udevadm", "mount", "umount"],
             Kit::Dpkg => &["dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "tar"],

@@ -32,6 +32,7 @@ const PEERS: &[&str] = &[
     "fio",
     "strace",
     "dmsetup",
+    "mount",
     "btrfs-progs",
     "valgrind",
     // Their parts go into a guest that boots with our package.
@@ -88,6 +89,12 @@ pub(crate) fn for_host() -> Result<()> {
 /// What `cargo xtask audit` needs to watch some servers.
 pub(crate) fn for_audit(servers: &[&str]) -> Result<()> {
     packages(&[servers, &["strace"]].concat())
+}
+
+/// What `cargo xtask failing-disk` needs, alone or to compare servers.
+pub(crate) fn for_failing_disk(peers: bool) -> Result<()> {
+    let peers: &[&str] = if peers { &["nbdkit", "qemu-utils"] } else { &[] };
+    packages(&[&["e2fsprogs", "mount"], peers].concat())
 }
 
 /// What `cargo xtask conformance` needs to compare servers.

@@ -9,6 +9,7 @@ mod coverage;
 mod crash;
 mod deb;
 mod demo;
+mod failing_disk;
 mod fuzz;
 mod install;
 mod janitor;
@@ -40,6 +41,8 @@ enum Command {
     Audit(audit::Args),
     /// Have conversations with NBD servers, tell where they leave the protocol, and print a table.
     Conformance(conformance::Args),
+    /// Serve disks that fail in the kernel, look up on the medium what was answered as durable, and print a table.
+    FailingDisk(failing_disk::Args),
     /// Fuzz every parser and whole sessions.
     Fuzz(fuzz::Args),
     /// Count the lines of the protocol crate that its own tests reach.
@@ -70,6 +73,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(bench) => bench::run(bench),
         Command::Audit(args) => audit::run(args),
         Command::Conformance(args) => conformance::run(args),
+        Command::FailingDisk(args) => failing_disk::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Coverage(args) => coverage::run(args),
         Command::Crash(args) => crash::run(args),

@@ -1,0 +1,64 @@
+//! Proves that `--dirty-max` and `--max-memory` bound what the process takes, however short the writes are that
+//! early-ack acknowledges and however slowly they are stored.
+
+use std::io::Write;
+
+use common::proto::{CommandType, WireError};
+use tests::client::{Client, PLAIN};
+use tests::server::Server;
+
+/// What the process may take with both at 64 MiB.
+const KIB_MAX: u64 = 200 << 10;
+/// Writes on the way at a time, on each connection.
+const IN_FLIGHT: usize = 256;
+const CONNECTIONS: usize = 4;
+
+/// Acknowledged writes of `len` bytes, each on a page of its own, of a server that stores none before it must.
+fn peak_kib(len: usize, writes: u64) -> u64 {
+    let limits =
+        ["--durability", "early-ack", "--dirty-max", "64M", "--max-memory", "64M", "--dirty-age", "600"];
+    let server = Server::builder().export("null:4G").unix().args(&limits).start();
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect(server.endpoint())).collect();
+    let data = vec![1; len];
+    let (mut sent, mut out) = (0, Vec::new());
+    while sent < writes {
+        for client in &mut clients {
+            out.clear();
+            for _ in 0..IN_FLIGHT {
+                // Never neighbours: nothing can be merged.
+                let len = u32::try_from(len).expect("writes are short");
+                client.encode(&mut out, CommandType::WRITE, PLAIN, sent * 8192, len);
+                out.extend(&data);
+                sent += 1;
+            }
+            client.socket.write_all(&out).expect("the server takes requests");
+        }
+        for client in &mut clients {
+            while client.outstanding() > 0 {
+                assert_eq!(client.reply().error, WireError::OK);
+            }
+        }
+    }
+    let peak = server.status("VmHWM");
+    println!("{sent} writes of {len} bytes: {peak} KiB at most");
+    assert_eq!(clients[0].flush(), WireError::OK, "what was acknowledged can be stored");
+    peak
+}
+
+#[test]
+fn early_ack_bounds_its_memory_under_writes_of_one_byte() {
+    let peak = peak_kib(1, 120_000);
+    assert!(peak <= KIB_MAX, "{peak} KiB");
+}
+
+#[test]
+fn early_ack_bounds_its_memory_under_writes_of_a_sector() {
+    let peak = peak_kib(512, 120_000);
+    assert!(peak <= KIB_MAX, "{peak} KiB");
+}
+
+#[test]
+fn early_ack_bounds_its_memory_under_writes_of_a_page() {
+    let peak = peak_kib(4096, 60_000);
+    assert!(peak <= KIB_MAX, "{peak} KiB");
+}
