@@ -38,7 +38,7 @@ use common::command::{Fua, Zeroing};
 use futures::FutureExt;
 
 use crate::buf::IoBuf;
-use crate::device::{Device, Extent, Loan, Shape, is_sync_failure, overlaid};
+use crate::device::{Device, Extent, Io, Loan, Shape, is_sync_failure, overlaid};
 use dirty_marker::{DirtyMarker, End};
 use early_ack::EarlyAck;
 use epoch::{Epoch, Unstable};
@@ -264,77 +264,89 @@ impl Durability {
     }
 
     /// Fills the buffer from byte `at`.
-    pub async fn read(&self, receipt: &Receipt, at: u64, buf: IoBuf) -> io::Result<IoBuf> {
-        receipt.turn().await;
+    pub fn read<'a>(&'a self, receipt: &'a Receipt, at: u64, buf: IoBuf) -> Io<'a, IoBuf> {
         // No mode leaves anything for another one to read, so reads need not pass the gate.
-        if self.mode() != Mode::EarlyAck {
-            return self.storage.read(at, buf).await;
+        if self.mode() != Mode::EarlyAck && !receipt.must_wait() {
+            return self.storage.read(at, buf);
         }
-        let overlay = self.early.overlay(&(at..at + buf.len() as u64));
-        let mut buf = if overlay.is_all_of(buf.len()) { buf } else { self.storage.read(at, buf).await? };
-        overlay.apply(at, &mut buf);
-        Ok(buf)
+        Box::pin(async move {
+            receipt.turn().await;
+            let overlay = self.early.overlay(&(at..at + buf.len() as u64));
+            let mut buf = if overlay.is_all_of(buf.len()) { buf } else { self.storage.read(at, buf).await? };
+            overlay.apply(at, &mut buf);
+            Ok(buf)
+        })
     }
 
     /// Describes what the range is made of, from its beginning; see [`Device::extents`].
-    pub async fn extents(&self, receipt: &Receipt, at: u64, len: u64) -> io::Result<Vec<Extent>> {
-        receipt.turn().await;
-        if self.mode() != Mode::EarlyAck {
-            return self.storage.extents(at, len).await;
-        }
-        let overlay = self.early.overlay(&(at..at + len)).ranges();
-        Ok(overlaid(at, &self.storage.extents(at, len).await?, overlay))
+    pub fn extents<'a>(&'a self, receipt: &'a Receipt, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
+        Box::pin(async move {
+            receipt.turn().await;
+            let overlay = self.early.overlay(&(at..at + len)).ranges();
+            Ok(overlaid(at, &self.storage.extents(at, len).await?, overlay))
+        })
     }
 
-    /// The range as part of a file, if a read can be had that way.
-    pub async fn lend(&self, receipt: &Receipt, at: u64, len: usize) -> Option<Loan> {
-        receipt.turn().await;
-        if self.mode() == Mode::EarlyAck { None } else { self.storage.lend(at, len) }
+    /// The range as part of a file, if a read can be had that way at once.
+    #[must_use]
+    pub fn lend(&self, receipt: &Receipt, at: u64, len: usize) -> Option<Loan> {
+        if self.mode() == Mode::EarlyAck || receipt.must_wait() {
+            return None;
+        }
+        self.storage.lend(at, len)
     }
 
     /// Reads the range ahead.
-    pub async fn cache(&self, at: u64, len: u64) -> io::Result<()> {
-        self.storage.cache(at, len).await
+    pub fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.storage.cache(at, len)
     }
 
     /// Stores the data at byte `at`.
-    pub async fn write(&self, receipt: &Receipt, at: u64, data: IoBuf, fua: Fua) -> io::Result<()> {
-        receipt.turn().await;
-        let (len, cacheable) = (data.len() as u64, self.early.takes(data.len()));
-        let (pass, promise) = self.enter(fua, cacheable).await;
-        let done = if promise == Promise::Received {
-            self.early.insert(at, data, &self.commit).await
-        } else {
-            self.store(&pass, promise, at..at + len, self.storage.write(at, data)).await
-        };
-        self.leave(pass, done).await
+    pub fn write<'a>(&'a self, receipt: &'a Receipt, at: u64, data: IoBuf, fua: Fua) -> Io<'a, ()> {
+        Box::pin(async move {
+            receipt.turn().await;
+            let (pass, promise) = self.enter(fua, self.early.takes(data.len())).await;
+            let done = if promise == Promise::Received {
+                self.early.insert(at, data, &self.commit).await
+            } else {
+                let range = at..at + data.len() as u64;
+                self.store(&pass, promise, range, || self.storage.write(at, data)).await
+            };
+            self.leave(pass, done).await
+        })
     }
 
     /// Makes `len` bytes read as zero; see [`Device::zero`].
-    pub async fn zero(&self, receipt: &Receipt, at: u64, len: u64, how: Zeroing, fua: Fua) -> io::Result<()> {
-        receipt.turn().await;
-        let (pass, promise) = self.enter(fua, false).await;
-        let done = self.store(&pass, promise, at..at + len, self.storage.zero(at, len, how)).await;
-        self.leave(pass, done).await
+    pub fn zero<'a>(&'a self, receipt: &'a Receipt, at: u64, len: u64, how: Zeroing, fua: Fua) -> Io<'a, ()> {
+        Box::pin(async move {
+            receipt.turn().await;
+            let (pass, promise) = self.enter(fua, false).await;
+            let done = self.store(&pass, promise, at..at + len, || self.storage.zero(at, len, how)).await;
+            self.leave(pass, done).await
+        })
     }
 
     /// Gives space back where it can.
-    pub async fn trim(&self, receipt: &Receipt, at: u64, len: u64, fua: Fua) -> io::Result<()> {
-        receipt.turn().await;
-        let (pass, promise) = self.enter(fua, false).await;
-        let done = self.store(&pass, promise, at..at + len, self.storage.trim(at, len)).await;
-        self.leave(pass, done).await
+    pub fn trim<'a>(&'a self, receipt: &'a Receipt, at: u64, len: u64, fua: Fua) -> Io<'a, ()> {
+        Box::pin(async move {
+            receipt.turn().await;
+            let (pass, promise) = self.enter(fua, false).await;
+            let done = self.store(&pass, promise, at..at + len, || self.storage.trim(at, len)).await;
+            self.leave(pass, done).await
+        })
     }
 
     /// Makes every write that was acknowledged before the FLUSH was received stable.
-    pub async fn flush(&self, receipt: &Receipt) -> io::Result<()> {
-        receipt.turn().await;
-        let pass = self.gate.enter().await;
-        let done = match pass.mode() {
-            Mode::Unsafe => Ok(()),
-            mode => self.sync(receipt, mode).await,
-        };
-        self.leave(pass, done).await
+    pub fn flush<'a>(&'a self, receipt: &'a Receipt) -> Io<'a, ()> {
+        Box::pin(async move {
+            receipt.turn().await;
+            let pass = self.gate.enter().await;
+            let done = match pass.mode() {
+                Mode::Unsafe => Ok(()),
+                mode => self.sync(receipt, mode).await,
+            };
+            self.leave(pass, done).await
+        })
     }
 
     async fn sync(&self, receipt: &Receipt, mode: Mode) -> io::Result<()> {
@@ -353,15 +365,21 @@ impl Durability {
         if self.marker.is_marked(promise.unstable()) {
             return (pass, promise);
         }
-        let marked = match self.marker.mark(promise.unstable()).await {
-            Ok(marked) => marked,
+        // Boxed, as it is rare and would make every request's future longer.
+        let is_marked = Box::pin(self.mark(promise.unstable())).await;
+        // With nothing on record about it, nothing may be left unstable.
+        (pass, if is_marked { promise } else { Promise::Stable })
+    }
+
+    /// Stores that data may be unstable there; returns whether that is stored.
+    async fn mark(&self, unstable: Unstable) -> bool {
+        match self.marker.mark(unstable).await {
+            Ok(is_marked) => is_marked,
             Err(error) => {
                 self.record_failed(&error).await;
                 false
             }
-        };
-        // With nothing on record about it, nothing may be left unstable.
-        (pass, if marked { promise } else { Promise::Stable })
+        }
     }
 
     /// Makes way for a request that goes to the storage: nothing in the cache overlaps it, and the
@@ -375,17 +393,17 @@ impl Durability {
     }
 
     /// Changes the storage by `work`, and makes the change stable if that is promised.
-    async fn store(
-        &self,
+    async fn store<'a>(
+        &'a self,
         pass: &Pass<'_>,
         promise: Promise,
         range: Range<u64>,
-        work: impl Future<Output = io::Result<()>>,
+        work: impl FnOnce() -> Io<'a, ()>,
     ) -> io::Result<()> {
         let bytes = range.end - range.start;
         self.prepare(pass, range).await?;
         let begun = self.commit.generation();
-        let stored = work.await;
+        let stored = work().await;
         let target = self.commit.wrote(bytes);
         stored?;
         if pass.mode() != Mode::Unsafe {
@@ -402,7 +420,7 @@ impl Durability {
     async fn leave(&self, pass: Pass<'_>, done: io::Result<()>) -> io::Result<()> {
         drop(pass);
         if done.is_err() {
-            self.note_loss().await;
+            Box::pin(self.note_loss()).await;
         }
         done
     }

@@ -202,11 +202,21 @@ impl EarlyAck {
         commit: &GroupCommit,
         mut done: impl FnMut(&mut WriteCache) -> bool,
     ) -> io::Result<()> {
+        commit.check()?;
+        if done(&mut self.lock()) {
+            return Ok(());
+        }
+        // Boxed, as it would make every request's future longer.
+        Box::pin(self.keep_waiting(commit, done)).await
+    }
+
+    async fn keep_waiting(
+        &self,
+        commit: &GroupCommit,
+        mut done: impl FnMut(&mut WriteCache) -> bool,
+    ) -> io::Result<()> {
         loop {
             commit.check()?;
-            if done(&mut self.lock()) {
-                return Ok(());
-            }
             let written = std::pin::pin!(self.written.notified());
             if done(&mut self.lock()) {
                 return Ok(());

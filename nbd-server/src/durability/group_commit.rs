@@ -196,14 +196,32 @@ impl GroupCommit {
 
     /// Waits until what the target names is stable, by a sync of `storage` or somebody else's.
     pub(super) async fn reach(&self, target: Target, storage: &dyn Device) -> io::Result<()> {
+        match self.turn(target)? {
+            Turn::Done => Ok(()),
+            // Boxed, as syncs are rare beside writes and would make every request's future longer.
+            turn => Box::pin(self.take_turns(turn, target, storage)).await,
+        }
+    }
+
+    async fn take_turns<'a>(
+        &'a self,
+        mut turn: Turn<'a>,
+        target: Target,
+        storage: &dyn Device,
+    ) -> io::Result<()> {
         loop {
-            // Before the look, so that no change after it is missed.
-            let changed = self.changed.notified();
-            match self.turn(target)? {
+            match turn {
                 Turn::Done => return Ok(()),
-                Turn::Wait => changed.await,
                 Turn::Lead(lead) => lead.finish(storage.flush().await),
+                Turn::Wait => {
+                    // Before the look, so that no change after it is missed.
+                    let changed = self.changed.notified();
+                    if self.lock().running.is_some() {
+                        changed.await;
+                    }
+                }
             }
+            turn = self.turn(target)?;
         }
     }
 

@@ -50,10 +50,15 @@ impl ModeGate {
 
     /// Lets a request in, once the gate is open.
     pub(super) async fn enter(&self) -> Pass<'_> {
+        match self.try_enter() {
+            Some(pass) => pass,
+            // Boxed, as it is rare and would make every request's future longer.
+            None => Box::pin(self.wait_and_enter()).await,
+        }
+    }
+
+    async fn wait_and_enter(&self) -> Pass<'_> {
         loop {
-            if let Some(pass) = self.try_enter() {
-                return pass;
-            }
             let changed = self.changed.notified();
             if let Some(pass) = self.try_enter() {
                 return pass;

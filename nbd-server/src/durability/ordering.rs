@@ -126,6 +126,18 @@ pub struct Receipt {
 impl Receipt {
     /// Resolves when everything has taken effect that must before this request.
     pub(super) async fn turn(&self) {
+        if self.must_wait() {
+            // Boxed, as it is rare and would make every request's future longer.
+            Box::pin(self.wait()).await;
+        }
+    }
+
+    /// Whether something else must take effect before this request.
+    pub(super) fn must_wait(&self) -> bool {
+        self.fence.is_some() || self.number.is_some_and(|number| self.is_overlapped(number))
+    }
+
+    async fn wait(&self) {
         if let Some(fence) = self.fence {
             loop {
                 let landed = self.ordering.landed.notified();
@@ -138,6 +150,13 @@ impl Receipt {
         if let Some(number) = self.number {
             poll_fn(|cx| self.poll_turn(cx, number)).await;
         }
+    }
+
+    /// Whether an earlier write that overlaps it is under way.
+    fn is_overlapped(&self, number: u64) -> bool {
+        let queue = self.ordering.lock();
+        let Some(mine) = queue.entries.iter().position(|entry| entry.number == number) else { return false };
+        queue.entries[..mine].iter().any(|earlier| earlier.overlaps(&queue.entries[mine]))
     }
 
     fn poll_turn(&self, cx: &Context<'_>, number: u64) -> Poll<()> {

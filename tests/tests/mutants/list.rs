@@ -20,16 +20,14 @@ macro_rules! mutants {
 const SESSION: &str = "session.rs";
 const RECEIVE: &str = "session/receive.rs";
 const REPLIES: &str = "session/replies.rs";
-const ORDER: &str = "layer/order.rs";
-const SYNCS: &str = "durability/syncs.rs";
-const STABLE: &str = "durability/stable.rs";
-const EARLY: &str = "durability/early.rs";
-const WRITER: &str = "durability/early/writer.rs";
-const CACHE: &str = "durability/early/cache.rs";
-const MODES: &str = "durability/modes.rs";
-const GATE: &str = "durability/gate.rs";
+const ENGINE: &str = "durability.rs";
+const ORDERING: &str = "durability/ordering.rs";
+const COMMIT: &str = "durability/group_commit.rs";
+const EARLY: &str = "durability/early_ack.rs";
+const CACHE: &str = "durability/write_cache.rs";
+const GATE: &str = "durability/mode_gate.rs";
+const MARKER: &str = "durability/dirty_marker.rs";
 const EPOCH: &str = "durability/epoch.rs";
-const CARELESS: &str = "durability/careless.rs";
 
 /// Every planted fault.
 pub(crate) const MUTANTS: &[Mutant] = &mutants! {
@@ -39,138 +37,177 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "half-received-long-write-runs" "C1" RECEIVE:
         "return Poll::Ready(if received == 0 { Err(cut_short()) } else { Ok(()) });" =>
         "if received == 0 { *filled = data.len(); } return Poll::Ready(Ok(()));";
-    "overlap-order-ignored" "C2 C4" ORDER:
-        "if before.iter().any(|earlier| earlier.overlaps(&rest[0]))" =>
-        "if before.len() > 1_000_000";
-    "some-places-in-line-wrong" "C2" ORDER:
-        "line.next += 1;" =>
-        "line.next += 1; let at = if line.next % 2 == 0 { at + len } else { at };";
-    "read-misses-the-cache" "C3" EARLY:
+    "overlap-order-ignored" "C2 C4" ORDERING:
+        "queue.entries[..mine].iter().any(|earlier| earlier.overlaps(&queue.entries[mine]))" =>
+        "mine > 1_000_000";
+    "some-places-in-line-wrong" "C2" ORDERING:
+        "queue.next_number += 1;" =>
+        "queue.next_number += 1; let range = if number % 2 == 0 { range.end..range.end + 1 } else { range };";
+    "new-connections-do-not-wait-for-what-ended-ones-left" "C4" ORDERING:
+        "let fence = (queue.orphans > 0).then_some(queue.next_number);" =>
+        "let fence = None;";
+    "what-ended-connections-left-is-forgotten" "C4" ORDERING:
+        "queue.orphans += left;" =>
+        "let _ = left;";
+    "reads-do-not-wait-for-what-ended-connections-left" "C4" ENGINE:
+        "if self.mode() != Mode::EarlyAck && !receipt.must_wait() {\n            return self.storage.read(at, buf);" =>
+        "if self.mode() != Mode::EarlyAck {\n            return self.storage.read(at, buf);";
+    "read-misses-the-cache" "C3" ENGINE:
         "overlay.apply(at, &mut buf);" =>
         "";
-    "read-looks-at-the-cache-late" "C3" EARLY:
-        "buf = below.read(at, buf).await?;\n            }" =>
-        "buf = below.read(at, buf).await?;\n            }\n            let overlay = self.lock().cache.overlay(&(at..at + buf.len() as u64));";
-    "flush-joins-a-running-sync" "C5" SYNCS:
-        "then_some(state.started + 1)" =>
-        "then_some(state.started.max(1))";
-    "sync-covers-what-came-after-it-began" "C5" SYNCS:
-        "state.durable = state.durable.max(self.covers);" =>
+    "read-looks-at-the-cache-late" "C3" ENGINE:
+        "overlay.apply(at, &mut buf);" =>
+        "self.early.overlay(&(at..at + buf.len() as u64)).apply(at, &mut buf);";
+    "sync-covers-what-came-after-it-began" "C5" COMMIT:
+        "state.durable = state.durable.max(self.covers.written);" =>
         "state.durable = state.written;";
-    "flush-ignored" "C5" STABLE:
-        "Box::pin(self.syncs.sync(below))" =>
-        "Box::pin(async { let _ = below; self.syncs.check() })";
-    "first-flush-trusts-the-last-server" "C5" SYNCS:
+    "flush-answered-by-any-sync" "C5" COMMIT:
+        "if state.durable >= target.written {" =>
+        "if state.durable > 0 {";
+    "flush-ignored" "C5" ENGINE:
+        "return self.commit.reach(receipt.target, &*self.storage).await;" =>
+        "return self.commit.check();";
+    "first-flush-trusts-the-last-server" "C5" COMMIT:
         "written: 1," =>
         "written: 0,";
-    "zeroes-not-covered-by-flush" "C5" STABLE:
-        "let zeroed = below.zero(at, len, how, Fua::No).await;\n            self.syncs.wrote(len);" =>
-        "let zeroed = below.zero(at, len, how, Fua::No).await;";
-    "fua-ignored-on-write" "C6" STABLE:
-        "let fua = self.raise(fua);" =>
-        "let fua = self.raise(if fua == Fua::Yes { Fua::No } else { fua });";
-    "fua-ignored-on-zeroes" "C6" STABLE:
-        "zeroed?;" =>
-        "return zeroed;";
-    "fua-ignored-on-trim" "C6" STABLE:
-        "trimmed?;" =>
-        "return trimmed;";
-    "writethrough-writes-back" "mode 1" MODES:
-        "writethrough: stable(Fua::Yes)," =>
-        "writethrough: stable(Fua::No),";
-    "failed-sync-forgotten" "E1" SYNCS:
-        "self.poison = Some(error.to_string());" =>
-        "";
-    "failed-durable-write-forgotten" "E1" SYNCS:
-        "Err(error) if is_sync_failure(&error) => {\n                state.poison(&error);" =>
-        "Err(error) if is_sync_failure(&error) => {";
-    "success-not-checked-against-poison" "E2" SYNCS:
-        "Ok(()) => state.check()," =>
-        "Ok(()) => Ok(()),";
-    "lost-write-back-forgotten" "E1" WRITER:
-        "early.lost(&error);" =>
+    "writes-not-covered-by-flush" "C5" ENGINE:
+        "let target = self.commit.wrote(bytes);\n        stored?;" =>
+        "let target = if promise == Promise::Stable { self.commit.wrote(bytes) } else { Target::default() };\n        stored?;";
+    "early-writes-not-covered-by-flush" "C5" ENGINE:
+        "receipt.target.including(self.commit.target())" =>
+        "receipt.target";
+    "fua-ignored" "C6" ENGINE:
+        "(Mode::Writethrough, _) | (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable," =>
+        "(Mode::Writethrough, _) => Promise::Stable, (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Written,";
+    "fua-ignored-on-zeroes" "C6" ENGINE:
+        "let done = self.store(&pass, promise, at..at + len, || self.storage.zero(at, len, how)).await;" =>
+        "let done = self.store(&pass, if promise == Promise::Stable { Promise::Written } else { promise }, at..at + len, || self.storage.zero(at, len, how)).await;";
+    "fua-ignored-on-trim" "C6" ENGINE:
+        "let done = self.store(&pass, promise, at..at + len, || self.storage.trim(at, len)).await;" =>
+        "let done = self.store(&pass, if promise == Promise::Stable { Promise::Written } else { promise }, at..at + len, || self.storage.trim(at, len)).await;";
+    "writethrough-writes-back" "mode 1" ENGINE:
+        "(Mode::Writethrough, _) | (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable," =>
+        "(Mode::Writethrough, Fua::No) => Promise::Written, (_, Fua::Yes) if mode != Mode::Unsafe => Promise::Stable,";
+    "failed-sync-forgotten" "E1" COMMIT:
+        "Err(error) => self.commit.set_poison(&mut state, &error)," =>
+        "Err(_) => {}";
+    "two-syncs-at-a-time" "C11" COMMIT:
+        "if state.running.is_some() {\n            return Ok(Turn::Wait);" =>
+        "if false {\n            return Ok(Turn::Wait);";
+    "a-loss-while-a-write-was-under-way-ignored" "C11" ENGINE:
+        "self.commit.check_since(begun)?;" =>
+        "let _ = begun;";
+    "a-loss-before-the-poison-was-cleared-ignored" "C11 E1" COMMIT:
+        "if now != target.generation || now.is_poisoned() {" =>
+        "if now.is_poisoned() {";
+    "a-batch-that-a-sync-lost-is-dropped" "C11 E3" EARLY:
+        "match result.and_then(|()| commit.check_since(begun)) {" =>
+        "let _ = begun;\n            match result {";
+    "a-clearing-clears-what-the-operator-has-not-seen" "E1" COMMIT:
+        "if self.losses() == losses && state.poison.take().is_some() {" =>
+        "let _ = losses;\n        if state.poison.take().is_some() {";
+    "lost-write-back-forgotten" "E1" EARLY:
+        "commit.poison(&error);" =>
         "let _ = error;";
-    "lost-write-back-dropped" "E3" WRITER:
-        "early.lock().cache.came_back();" =>
-        "drop(early.lock().cache.arrived());";
-    "flush-forgets-what-is-leaving" "early C5" CACHE:
-        "|| self.leaving.values().any(|run| run.oldest <= number)" =>
+    "lost-write-back-dropped" "E3" EARLY:
+        "self.lock().restore();" =>
+        "drop(self.lock().complete());";
+    "flush-forgets-what-is-in-flight" "early C5" CACHE:
+        "|| self.in_flight.values().any(|run| run.oldest <= number)" =>
         "";
     "flush-forgets-what-was-replaced" "early C5" CACHE:
         "let oldest = self.cut(&range).unwrap_or(self.last);" =>
         "self.cut(&range); let oldest = self.last;";
-    "flush-does-not-drain" "early C5" EARLY:
-        "self.drain_all().await?;" =>
-        "";
-    "fua-does-not-drain" "early C2" EARLY:
-        "self.drain(at..at + data.len() as u64).await?;" =>
-        "";
-    "trim-does-not-drain" "early C2" EARLY:
-        "self.drain(at..at + len).await?;\n            self.judge(below.trim(" =>
-        "self.judge(below.trim(";
-    "reads-see-what-is-leaving-over-what-is-newer" "early C2" CACHE:
+    "flush-does-not-drain" "early C5" ENGINE:
+        "self.early.drain_all(&self.commit).await?;\n        self.commit.reach(receipt" =>
+        "self.commit.reach(receipt";
+    "what-bypasses-the-cache-does-not-drain" "early C2" ENGINE:
+        "Mode::EarlyAck => self.early.drain(range, &self.commit).await," =>
+        "Mode::EarlyAck => { let _ = range; self.commit.check() }";
+    "reads-see-what-is-in-flight-over-what-is-newer" "early C2" CACHE:
         "older.chain(newer)" =>
         "newer.chain(older)";
     "memory-without-bound" "I7" EARLY:
-        "if state.cache.held() + len > self.limits.dirty_max" =>
-        "if state.cache.held() + len > usize::MAX - 1";
-    "some-of-a-batch-forgotten" "early C5" WRITER:
-        "settle(early, below.write_many(pieces).await);" =>
-        "settle(early, below.write_many(pieces.into_iter().take(1).collect()).await);";
-    "dirty-data-never-ages" "I7" WRITER:
-        "early.lock().cache.expedite(*armed);" =>
+        "if cache.memory_bytes() + needed > self.limits.dirty_max" =>
+        "if cache.memory_bytes() + needed > usize::MAX - 1";
+    "some-of-a-batch-forgotten" "early C5" EARLY:
+        "storage.write_many(batch).await;" =>
+        "storage.write_many(batch.into_iter().take(1).collect()).await;";
+    "dirty-data-never-ages" "I7" EARLY:
+        "self.lock().expedite(*armed);" =>
         "let _ = *armed;";
-    "stop-does-not-sync" "I8" MODES:
-        "self.settle().await?;" =>
+    "stop-does-not-sync" "I8" ENGINE:
+        "self.sync_all().await?;" =>
         "";
-    "stop-forgets-what-unsafe-wrote" "I8" CARELESS:
-        "self.syncs.wrote(bytes);" =>
-        "";
-    "change-of-mode-does-not-settle" "change" MODES:
-        "self.settle().await.map_err(unstable)?;\n        self.rest()" =>
-        "self.rest()";
+    "stop-forgets-what-unsafe-wrote" "I8" ENGINE:
+        "let target = self.commit.wrote(bytes);\n        stored?;" =>
+        "let target = if pass.mode() == Mode::Unsafe { Target::default() } else { self.commit.wrote(bytes) };\n        stored?;";
+    "change-of-mode-does-not-sync" "change" ENGINE:
+        "self.sync_all().await.map_err(unstable)?;\n        if let Err" =>
+        "if let Err";
     "change-of-mode-does-not-wait" "change" GATE:
-        "if state.inside == 0 { Poll::Ready(()) }" =>
-        "if state.inside < 1_000 { Poll::Ready(()) }";
+        "if self.is_empty() {" =>
+        "if self.lock().inside < 1_000 {";
     "change-of-mode-lets-requests-pass" "change" GATE:
         "if state.closed {" =>
         "if false {";
-    "change-of-mode-despite-a-loss" "change E1" MODES:
-        "let settled = self.early_ack.flush().await;" =>
-        "let settled = self.early_ack.flush().await.or_else(|_| Ok(()));";
-    "loss-keeps-its-epoch" "I9" GATE:
-        "state.record.epoch = self.store.fresh();" =>
+    "change-of-mode-despite-a-loss" "change E1" ENGINE:
+        "let synced = self.drain_and_sync().await;" =>
+        "let synced = self.drain_and_sync().await.or_else(|_| Ok(()));";
+    "loss-keeps-its-epoch" "I9" MARKER:
+        "state.record.epoch = self.store.fresh_epoch();" =>
         "";
-    "loss-is-not-put-on-record" "I9" MODES:
-        "if told.is_err() && self.syncs.is_poisoned()" =>
-        "if false && told.is_err()";
-    "acknowledged-before-it-is-on-record" "I9" GATE:
-        "self.kept.held >= held && self.keeping" =>
-        "self.record.held >= held && self.keeping";
-    "record-that-is-being-kept-ignored" "I9" GATE:
-        "&& self.keeping.is_none_or(|record| record.held >= held)" =>
+    "loss-is-not-put-on-record" "I9" MARKER:
+        "self.epoch(losses);\n" =>
+        "self.epoch(losses);\n        if losses > 0 { return Ok(()); }\n";
+    "poison-is-not-put-on-record" "E1" MARKER:
+        "state.record.poison = Some(cause);" =>
+        "drop(cause);";
+    "acknowledged-before-it-is-on-record" "I9" MARKER:
+        "&& self.durable.as_ref().is_some_and(says)" =>
         "";
-    "rests-while-data-is-unstable" "I9" GATE:
-        "if state.inside > 0 || !settled()" =>
-        "let _ = settled; if state.inside > 0";
-    "rests-while-requests-are-under-way" "I9" GATE:
-        "if state.inside > 0 || !settled()" =>
-        "if !settled()";
-    "early-ack-taken-for-the-kernels" "I9" MODES:
-        "(Mode::EarlyAck, Fua::No) => Held::Server," =>
-        "(Mode::EarlyAck, Fua::No) => Held::Kernel,";
-    "unsafe-fua-taken-for-stable" "I9" MODES:
-        "(Mode::Writeback, Fua::No) | (Mode::Unsafe, _) => Held::Kernel," =>
-        "(Mode::Unsafe, Fua::Yes) => Held::Nowhere, (Mode::Writeback | Mode::Unsafe, Fua::No) => Held::Kernel,";
+    "record-that-is-being-stored-ignored" "I9" MARKER:
+        "&& self.storing.as_ref().is_none_or(says)" =>
+        "";
+    "record-that-cannot-be-stored-ignored" "I9" ENGINE:
+        "(pass, if is_marked { promise } else { Promise::Stable })" =>
+        "let _ = is_marked; (pass, promise)";
+    "failed-sync-of-the-record-ignored" "C11" ENGINE:
+        "if is_sync_failure(error) {" =>
+        "if false && is_sync_failure(error) {";
+    "record-is-never-tried-again" "I9" MARKER:
+        "self.persist(Attempt::Again).await\n    }\n\n    /// Resolves when a marker" =>
+        "self.persist(Attempt::First).await\n    }\n\n    /// Resolves when a marker";
+    "unmarks-while-data-is-unstable" "I9" ENGINE:
+        "let is_true = || self.gate.is_empty() && self.early.is_empty() && self.commit.is_synced();" =>
+        "let is_true = || self.gate.is_empty();";
+    "unmarks-while-requests-are-under-way" "I9" ENGINE:
+        "let is_true = || self.gate.is_empty() && self.early.is_empty() && self.commit.is_synced();" =>
+        "let is_true = || self.early.is_empty() && self.commit.is_synced();";
+    "early-ack-taken-for-the-hosts" "I9" ENGINE:
+        "Promise::Received => Unstable::ServerMemory," =>
+        "Promise::Received => Unstable::HostCache,";
+    "unsafe-fua-taken-for-stable" "I9" ENGINE:
+        "if self.marker.is_marked(promise.unstable()) {" =>
+        "if fua == Fua::Yes || self.marker.is_marked(promise.unstable()) {";
     "power-loss-taken-for-a-kill" "I9" EPOCH:
-        "Held::Kernel if left.boot == boot => left," =>
-        "Held::Kernel => left,";
-    "epoch-changes-for-nothing" "I9" EPOCH:
-        "Held::Nowhere => Record { boot, ..left }," =>
-        "Held::Nowhere => anew,";
-    "forgiven-data-is-left-lying" "E3" SYNCS:
-        "state.poisoned.take().into_iter().for_each(Waker::wake);" =>
+        "Unstable::HostCache if !found.same_boot => Verdict::Renew(Reason::HostDied)," =>
         "";
+    "remount-taken-for-a-kill" "I9" EPOCH:
+        "Unstable::HostCache if !found.same_instance => Verdict::Renew(Reason::Remounted)," =>
+        "";
+    "kill-taken-for-harmless" "I9" EPOCH:
+        "Unstable::HostCache => Verdict::KeepIfSynced," =>
+        "Unstable::HostCache => Verdict::Keep,";
+    "server-memory-taken-for-the-hosts" "I9" EPOCH:
+        "Unstable::ServerMemory => Verdict::Renew(Reason::ServerDied)," =>
+        "Unstable::ServerMemory => Verdict::KeepIfSynced,";
+    "epoch-changes-for-nothing" "I9" EPOCH:
+        "return if found.unchanged { Verdict::Keep } else { Verdict::Renew(Reason::Changed) };" =>
+        "return Verdict::Renew(Reason::Changed);";
+    "data-of-a-cleared-poison-is-left-lying" "E3" EARLY:
+        "commit.healthy().await;" =>
+        "if commit.check().is_err() { std::future::pending::<()>().await; }";
     "disc-leaves-data-in-the-cache" "C9" SESSION:
         "self.export.write_back().await;" =>
         "Ok::<(), io::Error>(());";
