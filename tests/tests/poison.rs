@@ -142,3 +142,17 @@ fn a_failed_write_or_read_fails_alone() {
     assert_eq!(client.flush(), WireError::OK);
     assert_eq!(traced.server.terminate().code, Some(0));
 }
+
+#[test]
+fn a_file_that_is_truncated_while_it_is_served_has_lost_data() {
+    let disk = Disk::holding(&pattern(1, 1 << 20));
+    let server = Server::builder().export(disk.spec()).unix().start();
+    let mut client = Client::connect(server.endpoint());
+    assert_eq!(client.write(FUA, 0, &[1; 4096]), WireError::OK);
+    let file = std::fs::File::options().write(true).open(disk.path()).expect("the image is there");
+    file.set_len(1 << 19).expect("it can be truncated");
+    assert_eq!(client.write(FUA, 0, &[2; 4096]), WireError::EIO);
+    assert_poisoned(&mut Client::connect(server.endpoint()), "a new connection");
+    let said = server.logged(" ERROR ");
+    assert!(said.contains("the file was truncated: it has 524288 bytes"), "{said}");
+}

@@ -8,7 +8,7 @@
 //! | long ones, and syncs | on the pool |
 //! | anything that lies in memory | where the request is, unless it is long |
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -44,6 +44,8 @@ pub(super) struct Storage {
     pub(super) direct: Option<Direct>,
     /// Nothing done to it waits for a disk.
     in_memory: bool,
+    /// Bytes that a regular file has.
+    file_len: Option<u64>,
     /// See [`Loan`].
     lending_failed: Arc<AtomicBool>,
     /// For so many writes more it is held to be slow.
@@ -54,9 +56,10 @@ impl Storage {
     pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> Storage {
         let in_memory = direct.is_none() && inline::is_in_memory(&file);
         let lending_failed = Arc::new(AtomicBool::new(direct.is_some() || !inline::can_be_sent(&file)));
+        let file_len = file.metadata().ok().filter(Metadata::is_file).map(|told| told.len());
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), pool.clone());
-        Storage { file, pool, lane, direct, in_memory, lending_failed, slow: AtomicU32::new(0) }
+        Storage { file, pool, lane, direct, in_memory, file_len, lending_failed, slow: AtomicU32::new(0) }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -208,7 +211,8 @@ impl Storage {
     }
 
     pub(super) async fn flush(&self) -> io::Result<()> {
-        if self.in_memory { sync(&self.file) } else { self.run(sync).await }
+        let len = self.file_len;
+        if self.in_memory { sync(&self.file, len) } else { self.run(move |file| sync(file, len)).await }
     }
 
     /// Runs `job` on the descriptor where it may block.
@@ -222,7 +226,13 @@ impl Storage {
 }
 
 /// Makes what was written stable. A failure is told once, so it leaves its trace before anything else can
-/// happen.
-fn sync(file: &File) -> io::Result<()> {
-    file.sync_data().inspect_err(|_| inode_mark::clear(file))
+/// happen. A file that is shorter than the `len` bytes that are served has lost what was beyond its end.
+fn sync(file: &File, len: Option<u64>) -> io::Result<()> {
+    let all_is_there = || match (len, file.metadata()?.len()) {
+        (Some(served), now) if now < served => Err(io::Error::other(format!(
+            "the file was truncated: it has {now} bytes, fewer than the {served} that are served"
+        ))),
+        _ => Ok(()),
+    };
+    file.sync_data().and_then(|()| all_is_there()).inspect_err(|_| inode_mark::clear(file))
 }
