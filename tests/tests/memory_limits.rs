@@ -1,11 +1,15 @@
-//! Proves that `--dirty-max` and `--max-memory` bound what the process takes, however short the writes are that
-//! early-ack acknowledges and however slowly they are stored.
+//! Proves that `--dirty-max` and `--max-memory` bound what the process takes, however short the writes are: those that
+//! early-ack acknowledges, and those that wait for a disk.
 
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 use common::proto::{CommandType, WireError};
-use tests::client::{Client, PLAIN};
+use tests::client::{Client, FUA, PLAIN};
+use tests::disk::Disk;
 use tests::server::Server;
+use tests::{trace, wait_until};
 
 /// What the process may take with both at 64 MiB.
 const KIB_MAX: u64 = 200 << 10;
@@ -60,5 +64,39 @@ fn early_ack_bounds_its_memory_under_writes_of_a_sector() {
 #[test]
 fn early_ack_bounds_its_memory_under_writes_of_a_page() {
     let peak = peak_kib(4096, 60_000);
+    assert!(peak <= KIB_MAX, "{peak} KiB");
+}
+
+#[test]
+fn waiting_writes_of_one_byte_are_bounded_by_max_memory() {
+    const CLIENTS: usize = 160;
+    let disk = Disk::sparse(1 << 30);
+    let builder = Server::builder().export(disk.path()).unix().args(&["--max-memory", "64M"]);
+    let stalls = "pwritev2,fdatasync:delay_enter=600s";
+    let Some(traced) = trace::start(builder, disk.dir(), &[stalls]) else { return };
+    let mut out = Vec::new();
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = Client::connect(traced.server.endpoint());
+        out.clear();
+        for place in 0..IN_FLIGHT {
+            let at = (number * IN_FLIGHT + place) as u64 * 8192;
+            client.encode(&mut out, CommandType::WRITE, FUA, at, 1);
+            out.push(1);
+        }
+        client.socket.write_all(&out).expect("the server takes requests");
+        clients.push(client);
+    }
+    // It has read what it will read when it does nothing any more.
+    let mut ticks = u64::MAX;
+    wait_until("the server to rest", || {
+        thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut ticks, traced.server.cpu_ticks());
+        before == ticks
+    });
+    let peak = traced.server.status("VmHWM");
+    // Whoever is delayed ends only when strace lets go.
+    traced.release();
+    println!("{} writes of a byte wait: {peak} KiB at most", CLIENTS * IN_FLIGHT);
     assert!(peak <= KIB_MAX, "{peak} KiB");
 }
