@@ -96,7 +96,7 @@ impl Backend for Served {
         self.content().write(at, &data)
     }
 
-    async fn flush(&self) -> io::Result<()> {
+    async fn flush(&self, _sync: usize) -> io::Result<()> {
         Ok(())
     }
 }

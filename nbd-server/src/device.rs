@@ -43,6 +43,9 @@ pub struct Shape {
     pub read_only: bool,
     /// Smallest efficient request in bytes, a power of two of at least 512.
     pub block_preferred: u32,
+    /// Syncs that may run at once, each through an open file description of its own: Linux tells a failed
+    /// write-back once per description, so that every sync is told what it must know.
+    pub syncs: usize,
     /// Whether TRIM gives space back.
     pub trim: Support,
     /// Whether the device knows its holes; else all of it is data.
@@ -61,6 +64,7 @@ impl Shape {
             size,
             read_only: false,
             block_preferred: 4096,
+            syncs: 1,
             trim: Support::Native,
             sparse: Support::Emulate,
             coherent: true,
@@ -144,8 +148,9 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
     /// Makes every write that has returned stable. A failure may mean that such writes are lost, and may
-    /// be told once: called again, this may succeed although they are. It is called once at a time.
-    async fn flush(&self) -> io::Result<()>;
+    /// be told once: called again, this may succeed although they are. `sync` numbers the syncs that may run
+    /// at once, and each number is used once at a time.
+    async fn flush(&self, sync: usize) -> io::Result<()>;
     /// Makes `len` bytes read as zero without writing them, or fails with
     /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix;
     /// with [`Speed::Fast`](common::command::Speed::Fast), having changed nothing at all.
@@ -182,7 +187,7 @@ pub trait Device: Send + Sync {
     /// Stores several pieces that do not overlap, none of them durable.
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()>;
     /// See [`Backend::flush`].
-    fn flush(&self) -> Io<'_, ()>;
+    fn flush(&self, sync: usize) -> Io<'_, ()>;
     /// Makes `len` bytes read as zero. Fails with [`io::ErrorKind::Unsupported`] only if it must be
     /// fast and cannot.
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()>;
@@ -216,8 +221,8 @@ pub trait Layer: Send + Sync + 'static {
         below.write_many(pieces)
     }
     /// See [`Device::flush`].
-    fn flush<'a>(&'a self, below: &'a dyn Device) -> Io<'a, ()> {
-        below.flush()
+    fn flush<'a>(&'a self, below: &'a dyn Device, sync: usize) -> Io<'a, ()> {
+        below.flush(sync)
     }
     /// See [`Device::zero`].
     fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing) -> Io<'a, ()> {

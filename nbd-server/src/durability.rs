@@ -191,7 +191,7 @@ impl Durability {
         limits: EarlyLimits,
         epoch: Epoch,
     ) -> Durability {
-        let commit = GroupCommit::new(epoch.record.poison.clone());
+        let commit = GroupCommit::new(storage.shape().syncs, epoch.record.poison.clone());
         Durability {
             name: name.to_owned(),
             storage,
@@ -512,6 +512,9 @@ impl Durability {
     pub async fn clear_poison(&self) -> bool {
         let Some((cause, losses)) = self.commit.poison_cause() else { return false };
         self.note_loss().await;
+        self.commit.tell_old_errors(&*self.storage).await;
+        // Before anything can fail that this loss is not about.
+        self.marker.mark_instance();
         self.commit.clear_poison(losses);
         tracing::warn!(
             export = self.name,

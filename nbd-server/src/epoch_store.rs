@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::Context;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -65,7 +64,7 @@ pub fn open(opened: &Opened<'_>, state_dir: Option<&Path>, pool: &Pool) -> anyho
     record.boot = boot;
     record.clean = false;
     identity.mark_instance();
-    let stored = Stored { place, identity, pool: pool.clone(), poisoned: AtomicBool::new(false) };
+    let stored = Stored { place, identity, pool: pool.clone() };
     // The description that answers FLUSH is told of a failed write-back by itself.
     if let Err(error) = stored.write(&record).or_else(|_| stored.write(&record)) {
         tracing::warn!(%path, %error, "the epoch cannot be stored: after a restart, clients that reconnect will assume data loss");
@@ -167,6 +166,8 @@ impl EpochStore for Nowhere {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn mark_instance(&self) {}
+
     fn fresh_epoch(&self) -> u64 {
         fresh()
     }
@@ -192,17 +193,11 @@ struct Stored {
     place: Place,
     identity: Identity,
     pool: Pool,
-    /// Whether the last record says that the export is poisoned.
-    poisoned: AtomicBool,
 }
 
 impl Stored {
     /// Makes the record durable.
     fn write(&self, record: &Record) -> io::Result<()> {
-        let was_poisoned = self.poisoned.swap(record.poison.is_some(), Relaxed);
-        if was_poisoned && record.poison.is_none() {
-            self.identity.mark_instance();
-        }
         match &self.place {
             Place::Attribute(attribute) => attribute.write(record, &self.identity),
             Place::StateFile(state_file) => {
@@ -217,6 +212,10 @@ impl EpochStore for Arc<Stored> {
     fn persist(&self, record: Record) -> Io<'_, ()> {
         let stored = self.clone();
         Box::pin(self.pool.run(move || stored.write(&record)))
+    }
+
+    fn mark_instance(&self) {
+        self.identity.mark_instance();
     }
 
     fn fresh_epoch(&self) -> u64 {

@@ -120,6 +120,33 @@ fn c5_flushes_in_flight_share_syncs_that_cover_what_they_promise() {
 }
 
 #[test]
+fn durable_writes_in_flight_share_syncs() {
+    for (mode, flags) in [("writethrough", PLAIN), ("writeback", FUA)] {
+        let Some((_disk, traced)) = serve(mode, &["fdatasync:delay_enter=300ms"]) else { return };
+        let mut client = client_of(&traced, 0);
+        let mut offsets = Offsets(0);
+        let writes: Vec<(u64, u64)> = (0..16)
+            .map(|_| {
+                let at = offsets.next();
+                (client.send_write(flags, at, &[0xaa; BLOCK as usize]), at)
+            })
+            .collect();
+        while client.outstanding() > 0 {
+            assert_eq!(client.reply().error, WireError::OK);
+        }
+        let trace = traced.finish();
+        for (write, at) in writes {
+            let (request, reply) = trace.answer(write);
+            assert!(trace.between(request, reply, What::Write(at)), "{mode}: write {write} in {trace:#?}");
+            assert!(trace.between(request, reply, What::Sync), "{mode}: write {write} in {trace:#?}");
+        }
+        // A few may run at once; the rest share the next one, so that all take two syncs' time.
+        let syncs = trace.count(What::Sync);
+        assert!(syncs <= 6, "{mode}: sixteen writes take {syncs} syncs: {trace:#?}");
+    }
+}
+
+#[test]
 fn early_ack_stores_what_it_acknowledged_and_then_syncs_before_flush_is_answered() {
     let disk = Disk::sparse(8 * MIB);
     let builder = Server::builder().export(disk.spec()).unix().tcp();

@@ -40,7 +40,9 @@ impl BlockBackend {
             rotational: queue.number("rotational") == Some(1),
             ..Shape::capable(size)
         };
-        Ok(BlockBackend { storage: Storage::new(device, direct, pool), shape, sector })
+        let storage = Storage::new(device, direct, pool)?;
+        let shape = Shape { syncs: storage.syncs(), ..shape };
+        Ok(BlockBackend { storage, shape, sector })
     }
 }
 
@@ -61,8 +63,8 @@ impl Backend for BlockBackend {
         self.storage.write_many(pieces).await
     }
 
-    async fn flush(&self) -> io::Result<()> {
-        self.storage.flush().await
+    async fn flush(&self, sync: usize) -> io::Result<()> {
+        self.storage.flush(sync).await
     }
 
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {

@@ -31,7 +31,9 @@ impl FileBackend {
             sparse: Support::Native,
             ..Shape::capable(size)
         };
-        Ok(FileBackend { storage: Storage::new(file, direct, pool), shape })
+        let storage = Storage::new(file, direct, pool)?;
+        let shape = Shape { syncs: storage.syncs(), ..shape };
+        Ok(FileBackend { storage, shape })
     }
 }
 
@@ -52,8 +54,8 @@ impl Backend for FileBackend {
         self.storage.write_many(pieces).await
     }
 
-    async fn flush(&self) -> io::Result<()> {
-        self.storage.flush().await
+    async fn flush(&self, sync: usize) -> io::Result<()> {
+        self.storage.flush(sync).await
     }
 
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {

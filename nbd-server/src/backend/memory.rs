@@ -73,7 +73,7 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
-    async fn flush(&self) -> io::Result<()> {
+    async fn flush(&self, _sync: usize) -> io::Result<()> {
         Ok(())
     }
 

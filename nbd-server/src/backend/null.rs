@@ -27,7 +27,7 @@ impl Backend for NullBackend {
         Ok(())
     }
 
-    async fn flush(&self) -> io::Result<()> {
+    async fn flush(&self, _sync: usize) -> io::Result<()> {
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,9 +36,15 @@ const QUICK: Duration = Duration::from_millis(1);
 /// After one that did, so many go to a thread.
 const SLOW_FOR: u32 = 256;
 
+/// Syncs of one storage that may run at once. A disk takes writes of several faster than of one, and more
+/// than a few only make each shorter.
+const SYNCS: usize = 4;
+
 /// An open descriptor and the engine that drives it.
 pub(super) struct Storage {
     file: Arc<File>,
+    /// Other descriptions of the same storage, for syncs.
+    others: Vec<Arc<File>>,
     pool: Pool,
     lane: Lane,
     /// Where it is reached around the page cache.
@@ -53,13 +60,22 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> Storage {
+    /// Drives `file`, which was just opened.
+    pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> io::Result<Storage> {
         let in_memory = direct.is_none() && inline::is_in_memory(&file);
         let lending_failed = Arc::new(AtomicBool::new(direct.is_some() || !inline::can_be_sent(&file)));
         let file_len = file.metadata().ok().filter(Metadata::is_file).map(|told| told.len());
+        let syncs = if in_memory { 1 } else { SYNCS };
+        let others = (1..syncs).map(|_| open_again(&file).map(Arc::new)).collect::<io::Result<_>>()?;
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), pool.clone());
-        Storage { file, pool, lane, direct, in_memory, file_len, lending_failed, slow: AtomicU32::new(0) }
+        let slow = AtomicU32::new(0);
+        Ok(Storage { file, others, pool, lane, direct, in_memory, file_len, lending_failed, slow })
+    }
+
+    /// Syncs that may run at once.
+    pub(super) fn syncs(&self) -> usize {
+        1 + self.others.len()
     }
 
     pub(super) fn file(&self) -> &File {
@@ -210,9 +226,14 @@ impl Storage {
         .await
     }
 
-    pub(super) async fn flush(&self) -> io::Result<()> {
+    pub(super) async fn flush(&self, number: usize) -> io::Result<()> {
         let len = self.file_len;
-        if self.in_memory { sync(&self.file, len) } else { self.run(move |file| sync(file, len)).await }
+        if self.in_memory {
+            return sync(&self.file, len);
+        }
+        let file = if number == 0 { &self.file } else { &self.others[number - 1] };
+        let file = file.clone();
+        self.pool.run(move || sync(&file, len)).await
     }
 
     /// Runs `job` on the descriptor where it may block.
@@ -223,6 +244,11 @@ impl Storage {
         let file = self.file.clone();
         self.pool.run(move || job(&file)).await
     }
+}
+
+/// Another open file description of the same storage.
+fn open_again(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Makes what was written stable. A failure is told once, so it leaves its trace before anything else can

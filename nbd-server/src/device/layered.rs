@@ -29,8 +29,8 @@ impl Device for Layered {
         self.layer.write_many(&*self.below, pieces)
     }
 
-    fn flush(&self) -> Io<'_, ()> {
-        self.layer.flush(&*self.below)
+    fn flush(&self, sync: usize) -> Io<'_, ()> {
+        self.layer.flush(&*self.below, sync)
     }
 
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {

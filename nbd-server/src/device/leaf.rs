@@ -41,8 +41,8 @@ impl<B: Backend> Device for Leaf<B> {
         Box::pin(self.0.write_many(pieces))
     }
 
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { self.0.flush().await.map_err(sync_failure) })
+    fn flush(&self, sync: usize) -> Io<'_, ()> {
+        Box::pin(async move { self.0.flush(sync).await.map_err(sync_failure) })
     }
 
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {

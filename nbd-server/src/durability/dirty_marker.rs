@@ -108,6 +108,11 @@ impl DirtyMarker {
         self.persist(Attempt::First).await
     }
 
+    /// See [`EpochStore::mark_instance`].
+    pub(super) fn mark_instance(&self) {
+        self.store.mark_instance();
+    }
+
     /// Stores that the poison of loss number `losses` is cleared.
     pub(super) async fn clear_poison(&self, losses: u64) -> io::Result<()> {
         {

@@ -129,6 +129,9 @@ pub trait EpochStore: Send + Sync {
     /// An error that is marked by [`sync_failure`](crate::device::sync_failure) tells that the
     /// *storage* could not be written back: acknowledged data may be lost.
     fn persist(&self, record: Record) -> Io<'_, ()>;
+    /// Has the host remember, in memory, that every failed write-back of the storage was told. Whoever meets
+    /// the next one makes it forget that at once.
+    fn mark_instance(&self);
     /// A number that was never an epoch before.
     fn fresh_epoch(&self) -> u64;
 }

@@ -1,12 +1,12 @@
-//! Group commit and poison: one sync at a time, shared by every request that it covers.
+//! Group commit and poison: syncs that are shared by every request that they cover.
 //!
 //! - A FLUSH is answered by a sync that covers every write answered before the FLUSH was received;
 //!   a durable write, by one that covers the write. Requests that a running sync does not cover
 //!   share the next one.
 //! - With nothing written since the last sync that succeeded there is nothing to sync.
-//! - Linux tells a failed write-back once per open file description, to whichever sync asks first.
-//!   There is one sync at a time on the description, and nobody is answered before its result is
-//!   known here.
+//! - Linux tells a failed write-back once per open file description, to whichever sync asks first. So
+//!   there is one sync at a time on each description, nobody is answered before its result is known
+//!   here, and several at once take several descriptions.
 //! - A failed sync poisons the export for every connection, present and future, until the operator
 //!   clears the poison: what it was to write is lost, and a later sync that succeeds proves nothing.
 //!   Both events count: a request that was received, or a write that was begun, before one of them fails
@@ -34,19 +34,18 @@ pub(super) struct GroupCommit {
 
 struct State {
     /// Write-class requests that have changed the storage.
-    written: u64,
+    written: Written,
     /// How many of those are stable.
-    durable: u64,
-    /// Bytes of those that are not.
-    unstable_bytes: u64,
-    /// What the running sync covers: writes and their bytes.
-    running: Option<Covers>,
+    durable: Written,
+    /// What each running sync covers.
+    running: Vec<Option<Written>>,
     poison: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Covers {
-    written: u64,
+/// Write-class requests since the start, in the order in which the storage has carried them out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Written {
+    requests: u64,
     bytes: u64,
 }
 
@@ -87,9 +86,15 @@ enum Turn<'a> {
 }
 
 impl GroupCommit {
-    /// Writes of an earlier server may still be in the page cache, so the first FLUSH always syncs.
-    pub(super) fn new(poison: Option<String>) -> GroupCommit {
-        let state = State { written: 1, durable: 0, unstable_bytes: 0, running: None, poison };
+    /// For a storage that has so many syncs at once. Writes of an earlier server may still be in the page
+    /// cache, so the first FLUSH always syncs.
+    pub(super) fn new(syncs: usize, poison: Option<String>) -> GroupCommit {
+        let state = State {
+            written: Written { requests: 1, bytes: 0 },
+            durable: Written { requests: 0, bytes: 0 },
+            running: vec![None; syncs],
+            poison,
+        };
         let generation = AtomicU64::new(u64::from(state.poison.is_some()));
         GroupCommit { state: Mutex::new(state), generation, changed: Notify::new() }
     }
@@ -151,7 +156,8 @@ impl GroupCommit {
 
     /// Bytes written since the last sync; what was written twice counts twice.
     pub(super) fn unstable_bytes(&self) -> u64 {
-        self.lock().unstable_bytes
+        let state = self.lock();
+        state.written.bytes - state.durable.bytes
     }
 
     /// Acknowledged data is lost, or may be: nothing succeeds from now on.
@@ -167,12 +173,39 @@ impl GroupCommit {
         }
     }
 
+    /// Has every description tell what it has not told yet, while the export is poisoned: it is about what is
+    /// known to be lost. What is told later is another loss.
+    pub(super) async fn tell_old_errors(&self, storage: &dyn Device) {
+        let syncs = self.lock().running.len();
+        for sync in 0..syncs {
+            let Some(lead) = self.occupy(sync).await else { return };
+            let _told_already = storage.flush(sync).await;
+            drop(lead);
+        }
+    }
+
+    /// Occupies a sync, once it has ended, while the export is poisoned.
+    async fn occupy(&self, sync: usize) -> Option<Occupied<'_>> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.lock();
+                state.poison.as_ref()?;
+                if state.running[sync].is_none() {
+                    state.running[sync] = Some(Written { requests: 0, bytes: 0 });
+                    return Some(Occupied { commit: self, sync });
+                }
+            }
+            changed.await;
+        }
+    }
+
     /// The operator knows of so many losses: the poison is cleared unless there was another one since.
     /// Nobody knows what is stable.
     pub(super) fn clear_poison(&self, losses: u64) {
         let mut state = self.lock();
         if self.losses() == losses && state.poison.take().is_some() {
-            state.written += 1;
+            state.written.requests += 1;
             self.generation.fetch_add(1, Release);
         }
         drop(state);
@@ -183,15 +216,15 @@ impl GroupCommit {
     /// stable for the request to be durable.
     pub(super) fn wrote(&self, bytes: u64) -> Target {
         let mut state = self.lock();
-        state.written += 1;
-        state.unstable_bytes = state.unstable_bytes.saturating_add(bytes);
-        Target { written: state.written, generation: self.generation() }
+        state.written.requests += 1;
+        state.written.bytes = state.written.bytes.saturating_add(bytes);
+        Target { written: state.written.requests, generation: self.generation() }
     }
 
     /// What a FLUSH that is received now must make stable.
     pub(super) fn target(&self) -> Target {
         let state = self.lock();
-        Target { written: state.written, generation: self.generation() }
+        Target { written: state.written.requests, generation: self.generation() }
     }
 
     /// Waits until what the target names is stable, by a sync of `storage` or somebody else's.
@@ -212,11 +245,14 @@ impl GroupCommit {
         loop {
             match turn {
                 Turn::Done => return Ok(()),
-                Turn::Lead(lead) => lead.finish(storage.flush().await),
+                Turn::Lead(lead) => {
+                    let result = storage.flush(lead.sync).await;
+                    lead.finish(result);
+                }
                 Turn::Wait => {
                     // Before the look, so that no change after it is missed.
                     let changed = self.changed.notified();
-                    if self.lock().running.is_some() {
+                    if matches!(self.lock().turn(target.written), Wanted::Wait) {
                         changed.await;
                     }
                 }
@@ -231,15 +267,15 @@ impl GroupCommit {
         if now != target.generation || now.is_poisoned() {
             return Err(state.refusal());
         }
-        if state.durable >= target.written {
-            return Ok(Turn::Done);
-        }
-        if state.running.is_some() {
-            return Ok(Turn::Wait);
-        }
-        let covers = Covers { written: state.written, bytes: state.unstable_bytes };
-        state.running = Some(covers);
-        Ok(Turn::Lead(Lead { commit: self, covers, ended: false }))
+        Ok(match state.turn(target.written) {
+            Wanted::Nothing => Turn::Done,
+            Wanted::Wait => Turn::Wait,
+            Wanted::Sync(sync) => {
+                let covers = state.written;
+                state.running[sync] = Some(covers);
+                Turn::Lead(Lead { commit: self, sync, covers, ended: false })
+            }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -247,7 +283,27 @@ impl GroupCommit {
     }
 }
 
+/// What makes some writes stable.
+enum Wanted {
+    Nothing,
+    /// A sync that runs, or the next one that can begin.
+    Wait,
+    /// The sync of this number.
+    Sync(usize),
+}
+
 impl State {
+    /// What makes so many writes stable.
+    fn turn(&self, written: u64) -> Wanted {
+        if self.durable.requests >= written {
+            return Wanted::Nothing;
+        }
+        if self.running.iter().flatten().any(|covers| covers.requests >= written) {
+            return Wanted::Wait;
+        }
+        self.running.iter().position(Option::is_none).map_or(Wanted::Wait, Wanted::Sync)
+    }
+
     /// Why nothing succeeds.
     fn refusal(&self) -> io::Error {
         io::Error::other(match &self.poison {
@@ -263,7 +319,9 @@ impl State {
 /// The duty to run one sync and tell the others.
 struct Lead<'a> {
     commit: &'a GroupCommit,
-    covers: Covers,
+    /// Its number.
+    sync: usize,
+    covers: Written,
     ended: bool,
 }
 
@@ -275,12 +333,9 @@ impl Lead<'_> {
     fn end(&mut self, result: io::Result<()>) {
         self.ended = true;
         let mut state = self.commit.lock();
-        state.running = None;
+        state.running[self.sync] = None;
         match result {
-            Ok(()) => {
-                state.durable = state.durable.max(self.covers.written);
-                state.unstable_bytes -= self.covers.bytes;
-            }
+            Ok(()) => state.durable = state.durable.max(self.covers),
             Err(error) => self.commit.set_poison(&mut state, &error),
         }
         drop(state);
@@ -294,5 +349,18 @@ impl Drop for Lead<'_> {
         if !self.ended {
             self.end(Err(io::Error::other("a sync was abandoned")));
         }
+    }
+}
+
+/// A sync that nobody else may run until this is dropped.
+struct Occupied<'a> {
+    commit: &'a GroupCommit,
+    sync: usize,
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.commit.lock().running[self.sync] = None;
+        self.commit.changed.notify_waiters();
     }
 }

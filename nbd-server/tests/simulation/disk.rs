@@ -59,11 +59,14 @@ pub(crate) enum Fault {
     Panic,
 }
 
-/// A disk; clones are the same disk, through the same open file description.
+/// Syncs that may run at once, each through a description of its own.
+pub(crate) const SYNCS: usize = 2;
+
+/// A disk; clones are the same disk, through the same open file descriptions.
 #[derive(Clone)]
 pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
-    description: usize,
+    descriptions: [usize; SYNCS],
 }
 
 struct State {
@@ -108,7 +111,7 @@ impl Disk {
             written: 0,
             errors: 0,
             seen: true,
-            cursors: vec![0],
+            cursors: vec![0; SYNCS],
             delivered: 0,
             marked: false,
             log: Vec::new(),
@@ -117,18 +120,20 @@ impl Disk {
             held: VecDeque::new(),
             fail: None,
         };
-        Disk { state: Arc::new(Mutex::new(state)), description: 0 }
+        Disk { state: Arc::new(Mutex::new(state)), descriptions: std::array::from_fn(|number| number) }
     }
 
-    /// The same disk, opened again: another description, which is told of an error that nobody has
+    /// The same disk, opened again: other descriptions, which are told of an error that nobody has
     /// been told of.
     pub(crate) fn reopen(&self) -> Disk {
         let mut state = self.lock();
         let cursor = if state.seen { state.errors } else { state.errors - 1 };
-        state.cursors.push(cursor);
-        let description = state.cursors.len() - 1;
+        let descriptions = std::array::from_fn(|_| {
+            state.cursors.push(cursor);
+            state.cursors.len() - 1
+        });
         drop(state);
-        Disk { state: self.state.clone(), description }
+        Disk { state: self.state.clone(), descriptions }
     }
 
     /// Whether a sync on a description that is opened now would succeed, and tell nobody.
@@ -293,13 +298,13 @@ impl Disk {
     }
 
     /// Writes back what was written before `upto`, then asks for errors as `fsync` does.
-    pub(crate) fn sync(&self, upto: u64, errno: Option<i32>) -> io::Result<()> {
+    pub(crate) fn sync(&self, number: usize, upto: u64, errno: Option<i32>) -> io::Result<()> {
         let mut state = self.lock();
         let units = state.units.len();
         state.write_back(0..units, upto, errno.is_some());
         // The medium's own cache may fail to flush although nothing was dirty.
         state.error_if(errno.is_some());
-        state.tell(self.description)
+        state.tell(self.descriptions[number])
     }
 
     /// How much has been written.
@@ -396,7 +401,7 @@ impl Unit {
 
 impl Backend for Disk {
     fn shape(&self) -> Shape {
-        Shape::capable(self.lock().cache.len() as u64)
+        Shape { syncs: SYNCS, ..Shape::capable(self.lock().cache.len() as u64) }
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
@@ -418,10 +423,10 @@ impl Backend for Disk {
         errno(failed)
     }
 
-    async fn flush(&self) -> io::Result<()> {
+    async fn flush(&self, number: usize) -> io::Result<()> {
         let upto = self.written();
         let failed = self.begin(Op::Sync).await;
-        let told = self.sync(upto, failed);
+        let told = self.sync(number, upto, failed);
         self.deliver_sync(Op::Sync, &told).await;
         told
     }

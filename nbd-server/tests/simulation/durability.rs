@@ -8,7 +8,7 @@ use common::proto::{CommandFlags, CommandType, WireError};
 use nbd_server::durability::Mode;
 
 use crate::client::Client;
-use crate::disk::{Fault, Op};
+use crate::disk::{Fault, Op, SYNCS};
 use crate::world::World;
 
 const NONE: CommandFlags = CommandFlags::NONE;
@@ -72,37 +72,44 @@ fn a_flush_covers_writes_of_every_connection() {
 }
 
 #[test]
-fn a_flush_never_joins_a_running_sync_and_shares_the_next() {
+fn flushes_share_the_next_sync_that_covers_what_they_promise() {
     let mut world = World::new(Mode::Writeback);
     let (mut one, mut other) = (world.connect(), world.connect());
     world.disk.hold(is_sync);
-    one.write(0, 512, 1, NONE);
-    let first = one.flush();
+    let answered = |client: &mut Client| client.replies().into_iter().map(|(cookie, _)| cookie).collect();
+    // As many as may run at once, each with something that the one before it does not cover.
+    let first: Vec<u64> = (0..SYNCS as u64)
+        .map(|n| {
+            one.write(n * 512, 512, 1, NONE);
+            world.settle();
+            one.flush()
+        })
+        .collect();
     world.settle();
-    assert_eq!(world.disk.held(), [Op::Sync]);
+    assert_eq!(world.disk.held(), [Op::Sync; SYNCS]);
 
-    // Sixteen more arrive while it runs, on two connections, each with something new to cover.
+    // Sixteen more arrive while these run, on two connections, each with something new to cover.
     for n in 0..8 {
-        one.write(1024 + 512 * n, 512, 2, NONE);
+        one.write(4096 + 512 * n, 512, 2, NONE);
         other.write(32768 + 512 * n, 512, 2, NONE);
         one.flush();
         other.flush();
     }
     world.settle();
-    let answered = |client: &mut Client| client.replies().into_iter().map(|(cookie, _)| cookie).collect();
     let (writes_one, writes_other): (Vec<u64>, Vec<u64>) = (answered(&mut one), answered(&mut other));
-    assert_eq!((writes_one.len(), writes_other.len()), (9, 8), "only writes are answered so far");
+    assert_eq!((writes_one.len(), writes_other.len()), (SYNCS + 8, 8), "only writes are answered so far");
 
-    world.disk.release(0);
-    world.settle();
-    assert_eq!(one.replies(), [(first, WireError::OK)], "the first sync answers only the first FLUSH");
-    assert!(other.replies().is_empty());
+    for flush in first {
+        world.disk.release(0);
+        world.settle();
+        assert_eq!(one.replies(), [(flush, WireError::OK)], "a sync answers only what it covers");
+        assert!(other.replies().is_empty());
+    }
     assert_eq!(world.disk.held(), [Op::Sync], "one more sync serves the other sixteen");
-
     world.disk.release(0);
     world.settle();
-    assert_eq!((one.replies().len(), other.replies().len(), world.disk.syncs()), (8, 8, 2));
-    assert_eq!(world.disk.byte(1024), (2, 2));
+    assert_eq!((one.replies().len(), other.replies().len(), world.disk.syncs()), (8, 8, SYNCS + 1));
+    assert_eq!(world.disk.byte(4096), (2, 2));
 }
 
 #[test]
@@ -206,14 +213,16 @@ fn durable_writes_in_flight_share_syncs() {
         let mut client = world.connect();
         world.disk.hold(is_sync);
         let flags = if mode == Mode::Writethrough { NONE } else { CommandFlags::FUA };
-        let first = client.write(0, 512, 1, flags);
+        let first: Vec<u64> = (0..SYNCS as u64).map(|n| client.write(n * 512, 512, 1, flags)).collect();
         world.settle();
         let others: Vec<u64> = (1..=8).map(|n| client.write(n * 4096, 512, 2, flags)).collect();
         world.settle();
-        assert_eq!(world.disk.held(), [Op::Sync], "{mode:?}: one sync at a time");
-        world.disk.release(0);
-        world.settle();
-        assert_eq!(client.replies(), [(first, WireError::OK)], "{mode:?}");
+        assert_eq!(world.disk.held(), [Op::Sync; SYNCS], "{mode:?}: as many as may run at once");
+        for cookie in first {
+            world.disk.release(0);
+            world.settle();
+            assert_eq!(client.replies(), [(cookie, WireError::OK)], "{mode:?}");
+        }
         assert_eq!(world.disk.held(), [Op::Sync], "{mode:?}: the others share one");
         world.disk.release(0);
         world.settle();
@@ -240,12 +249,13 @@ fn a_request_that_was_received_before_a_loss_fails_after_the_poison_is_cleared()
     // The sync fails, and the operator clears the poison before the write is answered.
     world.disk.release_with(0, Some(EIO));
     world.settle();
+    world.disk.hold(|_| false);
     let mut cleared = world.clear_poison();
     world.settle();
     assert_eq!(cleared.try_recv(), Ok(Some(true)));
+    assert_eq!(world.disk.held(), [Op::Write(4096, 512)]);
     world.disk.release(0);
     world.settle();
-    world.disk.hold(|_| false);
     let expected = [first, second, plain].map(|cookie| (cookie, WireError::EIO));
     assert_eq!(client.replies(), expected, "it may be among what was lost");
     let flush = client.flush();

@@ -61,7 +61,7 @@ impl Stored {
             let state = self.lock();
             (state.visible.clone(), state.boot)
         };
-        let synced = || disk.sync(disk.written(), None);
+        let synced = || disk.sync(0, disk.written(), None);
         let record = after(left.as_ref(), boot, disk.is_marked(), fresh, mode, synced);
         disk.mark();
         let mut state = self.lock();
@@ -128,7 +128,7 @@ impl EpochStore for Stored {
             self.lock().visible = Some(record.clone());
             // A failure of the journal is no failure of the data.
             let of_data = failed.filter(|errno| *errno == EIO);
-            let told = self.disk.sync(upto, of_data).map_err(sync_failure);
+            let told = self.disk.sync(0, upto, of_data).map_err(sync_failure);
             let journal = failed.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)));
             let is_stored = told.is_ok() && failed.is_none();
             if is_stored {
@@ -139,6 +139,10 @@ impl EpochStore for Stored {
             self.disk.deliver_sync(Op::Persist, &told).await;
             told.and(journal)
         })
+    }
+
+    fn mark_instance(&self) {
+        self.disk.mark();
     }
 
     fn fresh_epoch(&self) -> u64 {

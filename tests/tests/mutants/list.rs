@@ -59,17 +59,17 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "overlay.apply(at, &mut buf);" =>
         "self.early.overlay(&(at..at + buf.len() as u64)).apply(at, &mut buf);";
     "sync-covers-what-came-after-it-began" "C5" COMMIT:
-        "state.durable = state.durable.max(self.covers.written);" =>
-        "state.durable = state.written;";
+        "Ok(()) => state.durable = state.durable.max(self.covers)," =>
+        "Ok(()) => state.durable = state.written,";
     "flush-answered-by-any-sync" "C5" COMMIT:
-        "if state.durable >= target.written {" =>
-        "if state.durable > 0 {";
+        "if self.durable.requests >= written {" =>
+        "if self.durable.requests > 0 {";
     "flush-ignored" "C5" ENGINE:
         "return self.commit.reach(receipt.target, &*self.storage).await;" =>
         "return self.commit.check();";
     "first-flush-trusts-the-last-server" "C5" COMMIT:
-        "written: 1," =>
-        "written: 0,";
+        "written: Written { requests: 1, bytes: 0 }," =>
+        "written: Written { requests: 0, bytes: 0 },";
     "writes-not-covered-by-flush" "C5" ENGINE:
         "let target = self.commit.wrote(bytes);\n        stored?;" =>
         "let target = if promise == Promise::Stable { self.commit.wrote(bytes) } else { Target::default() };\n        stored?;";
@@ -87,13 +87,19 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "let done = self.store(&pass, if promise == Promise::Stable { Promise::Written } else { promise }, at..at + len, || self.storage.trim(at, len)).await;";
     "writethrough-writes-back" "mode 1" ENGINE:
         "(Mode::Writethrough, _) | (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable," =>
-        "(Mode::Writethrough, Fua::No) => Promise::Written, (_, Fua::Yes) if mode != Mode::Unsafe => Promise::Stable,";
+        "(Mode::Writethrough, Fua::No) => Promise::Written, (Mode::Writethrough | Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable,";
     "failed-sync-forgotten" "E1" COMMIT:
         "Err(error) => self.commit.set_poison(&mut state, &error)," =>
         "Err(_) => {}";
-    "two-syncs-at-a-time" "C11" COMMIT:
-        "if state.running.is_some() {\n            return Ok(Turn::Wait);" =>
-        "if false {\n            return Ok(Turn::Wait);";
+    "two-syncs-of-one-description-at-a-time" "C11" COMMIT:
+        "let result = storage.flush(lead.sync).await;" =>
+        "let result = storage.flush(0).await;";
+    "a-sync-that-runs-covers-everything" "C5" COMMIT:
+        "self.running.iter().flatten().any(|covers| covers.requests >= written)" =>
+        "self.running.iter().flatten().next().is_some()";
+    "old-errors-are-told-after-the-poison-is-cleared" "E1" ENGINE:
+        "self.commit.tell_old_errors(&*self.storage).await;" =>
+        "";
     "a-loss-while-a-write-was-under-way-ignored" "C11" ENGINE:
         "self.commit.check_since(begun)?;" =>
         "let _ = begun;";
