@@ -185,16 +185,16 @@ impl Shared<'_> {
                 if self.is_over() {
                     break;
                 }
-                self.look(&walk, &mut *oracle, &kept)?;
+                self.look(&mut walk, &mut *oracle, &kept)?;
             }
         }
         Ok(())
     }
 
     /// Judges a state unless an equal one was judged.
-    fn look(&self, walk: &Walk, oracle: &mut dyn Oracle, kept: &[Kept]) -> anyhow::Result<()> {
+    fn look(&self, walk: &mut Walk, oracle: &mut dyn Oracle, kept: &[Kept]) -> anyhow::Result<()> {
         let Exploration { history, contract, .. } = self.exploration;
-        let image = Arc::new(state::content(&walk.durable, history, kept)?);
+        let image = Arc::new(walk.state(kept)?);
         let key = image.hash ^ oracle.promises(walk.time)?.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
             return Ok(());

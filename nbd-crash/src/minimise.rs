@@ -46,17 +46,17 @@ pub struct Lost {
 pub fn minimise(
     history: &History,
     contract: Contract,
-    walk: &Walk,
+    walk: &mut Walk,
     kept: &[Kept],
     oracle: &mut dyn Oracle,
 ) -> anyhow::Result<Guilt> {
     let spec = Contract::Nbd.stability(history);
-    let mut search = Search { history, walk, kept, oracle, checks: 0, faults: Vec::new() };
     let is_whole = |write: usize| kept.iter().any(|kept| kept.write == write && kept.part == Part::All);
-    let mut lost: Vec<usize> = walk.volatile.iter().copied().filter(|write| !is_whole(*write)).collect();
+    let (time, volatile) = (walk.time, walk.volatile.clone());
+    let mut search = Search { walk, kept, oracle, checks: 0, faults: Vec::new() };
+    let mut lost: Vec<usize> = volatile.iter().copied().filter(|write| !is_whole(*write)).collect();
     // What the protocol promised is suspected first.
-    let promised: Vec<usize> =
-        lost.iter().copied().filter(|write| spec.is_stable(*write, walk.time)).collect();
+    let promised: Vec<usize> = lost.iter().copied().filter(|write| spec.is_stable(*write, time)).collect();
     if promised.len() < lost.len() && !promised.is_empty() && search.is_guilty(&promised)? {
         lost = promised;
     }
@@ -67,16 +67,15 @@ pub fn minimise(
     }
     let smallest = search.without(&lost);
     Ok(Guilt {
-        state: state::name(history, contract, walk.time, &walk.volatile, &smallest),
-        lost: lost.iter().map(|write| describe(history, *write, spec.since[*write], walk.time)).collect(),
+        state: state::name(history, contract, time, &volatile, &smallest),
+        lost: lost.iter().map(|write| describe(history, *write, spec.since[*write], time)).collect(),
         faults: search.faults,
         checks: search.checks,
     })
 }
 
 struct Search<'s> {
-    history: &'s History,
-    walk: &'s Walk,
+    walk: &'s mut Walk,
     kept: &'s [Kept],
     oracle: &'s mut dyn Oracle,
     checks: usize,
@@ -95,7 +94,8 @@ impl Search<'_> {
 
     fn is_guilty(&mut self, lost: &[usize]) -> anyhow::Result<bool> {
         self.checks += 1;
-        let image = state::content(&self.walk.durable, self.history, &self.without(lost))?;
+        let kept = self.without(lost);
+        let image = self.walk.state(&kept)?;
         let faults = self.oracle.judge(self.walk.time, &Arc::new(image))?;
         let guilty = !faults.is_empty();
         if guilty {

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 
 use crate::contract::Contract;
 use crate::history::History;
-use crate::image::Image;
+use crate::image::{Image, Rewrites};
 
 /// A write that was kept, or how much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,10 +54,15 @@ impl Kept {
 }
 
 /// The content of the export in a state: what is durable and what was kept.
-pub fn content(durable: &Arc<Image>, history: &History, kept: &[Kept]) -> std::io::Result<Image> {
+pub(crate) fn content(
+    durable: &Arc<Image>,
+    history: &History,
+    kept: &[Kept],
+    rewrites: &mut Rewrites,
+) -> std::io::Result<Image> {
     let mut image = durable.over();
     for Kept { write, part } in kept {
-        image.apply(*write, &history.writes, |sector| part.has(sector))?;
+        image.apply(*write, &history.writes, |sector| part.has(sector), rewrites)?;
     }
     Ok(image)
 }

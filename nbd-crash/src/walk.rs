@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::contract::Stability;
 use crate::history::{Happening, History};
-use crate::image::{Base, Image};
+use crate::image::{Base, Image, Rewrites};
+use crate::state::{self, Kept};
 
 /// Where the walk is.
 pub struct Walk {
@@ -18,13 +19,22 @@ pub struct Walk {
     pub durable: Arc<Image>,
     /// Writes that a crash may take, in the order of receipt.
     pub volatile: Vec<usize>,
+    rewrites: Rewrites,
 }
 
 impl Walk {
     /// Begins before the first event.
     pub fn new(history: Arc<History>, stability: Arc<Stability>, base: Base) -> Walk {
         let durable = Arc::new(Image::new(base.clone()));
-        Walk { history, stability, base, time: 0, durable, volatile: Vec::new() }
+        Walk {
+            history,
+            stability,
+            base,
+            time: 0,
+            durable,
+            volatile: Vec::new(),
+            rewrites: Rewrites::default(),
+        }
     }
 
     /// Goes to a time; to an earlier one by beginning anew.
@@ -43,7 +53,7 @@ impl Walk {
             }
             let Some(stable) = self.stability.at.get(&now) else { continue };
             for index in stable {
-                durable.apply(*index, &self.history.writes, |_| true)?;
+                durable.apply(*index, &self.history.writes, |_| true, &mut self.rewrites)?;
             }
             self.volatile.retain(|index| stable.binary_search(index).is_err());
             // What newer durable writes have hidden for good can be neither lost nor kept any more.
@@ -51,5 +61,15 @@ impl Walk {
         }
         self.time = time;
         Ok(())
+    }
+
+    /// What the export holds if it crashes now and some of the writes that could be lost were kept.
+    pub fn state(&mut self, kept: &[Kept]) -> io::Result<Image> {
+        state::content(&self.durable, &self.history, kept, &mut self.rewrites)
+    }
+
+    /// How many pages were made, for what is durable and for the states that were asked for.
+    pub fn pages_made(&self) -> u64 {
+        self.rewrites.made
     }
 }

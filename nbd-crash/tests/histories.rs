@@ -11,7 +11,7 @@ use nbd_crash::contract::Contract;
 use nbd_crash::dm_log;
 use nbd_crash::explore::{Budget, Exploration, Outcome};
 use nbd_crash::history::History;
-use nbd_crash::image::{Base, Image};
+use nbd_crash::image::{Base, Image, Rewrites};
 use nbd_crash::oracle::Oracle;
 use nbd_crash::oracle::raw::RawOracle;
 use nbd_crash::state::{self, Kept, Named};
@@ -143,14 +143,14 @@ proptest! {
                 prop_assert!(walk.volatile.iter().all(shows), "what is hidden for good cannot be lost");
                 let choice = Choice { seed: 3, unit: 512, random: 4 };
                 for kept in subsets(&history, &walk.volatile, choice, round, time as u64) {
-                    let image = state::content(&walk.durable, &history, &kept).unwrap();
+                    let image = walk.state(&kept).unwrap();
                     let content = bytes(&image);
                     prop_assert_eq!(seen.entry(image.hash).or_insert_with(|| content.clone()), &content);
                     let name = state::name(&history, contract, time, &walk.volatile, &kept);
                     let named = Named::parse(&history, &name).unwrap();
                     prop_assert_eq!(named.contract, contract);
                     let again = named.kept(&history, &walk.volatile).unwrap();
-                    prop_assert_eq!(content, bytes(&state::content(&walk.durable, &history, &again).unwrap()));
+                    prop_assert_eq!(content, bytes(&walk.state(&again).unwrap()));
                 }
             }
         }
@@ -177,13 +177,13 @@ proptest! {
             }
             let mut image = Image::new(Base::default());
             for other in (0..history.writes.len()).filter(|other| *other != lost) {
-                image.apply(other, &history.writes, |_| true).unwrap();
+                image.apply(other, &history.writes, |_| true, &mut Rewrites::default()).unwrap();
             }
             let faults = oracle.judge(end, &Arc::new(image)).unwrap();
             prop_assert!(!faults.is_empty(), "write {} is gone and nobody says so", write.seq);
         }
         let kept: Vec<Kept> = walk.volatile.iter().copied().map(Kept::whole).collect();
-        let image = state::content(&walk.durable, &history, &kept).unwrap();
+        let image = walk.state(&kept).unwrap();
         prop_assert!(oracle.judge(end, &Arc::new(image)).unwrap().is_empty());
     }
 
@@ -232,7 +232,7 @@ fn a_torn_write_leaves_what_its_name_says() {
         let mut walk = Walk::new(history.clone(), stability, Base::default());
         walk.go(named.time).unwrap();
         let kept = named.kept(&history, &walk.volatile).unwrap();
-        let bytes = bytes(&state::content(&walk.durable, &history, &kept).unwrap());
+        let bytes = bytes(&walk.state(&kept).unwrap());
         bytes
             .chunks(512)
             .map(|sector| if sector.iter().all(|byte| *byte == 7) { '7' } else { '.' })

@@ -134,7 +134,7 @@ fn a_state_is_had_again_by_its_name() {
             walk.go(named.time).unwrap();
             let kept = named.kept(&history, &walk.volatile).unwrap();
             let again = state::name(&history, named.contract, named.time, &walk.volatile, &kept);
-            let image = Arc::new(state::content(&walk.durable, &history, &kept).unwrap());
+            let image = Arc::new(walk.state(&kept).unwrap());
             let faults = Ext4Oracle::new(history.clone()).judge(named.time, &image).unwrap();
             assert!(!faults.is_empty(), "{name} breaks nothing when it is had again as {again}");
         }

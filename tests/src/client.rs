@@ -20,6 +20,7 @@ use rustls::{ClientConnection, StreamOwned};
 
 use crate::PATIENCE;
 use crate::server::{Endpoint, Trust};
+use vm_tests::patience::longest;
 
 /// A connected socket that has said nothing yet.
 pub enum Socket {
@@ -44,7 +45,7 @@ impl Socket {
             // Encryption is agreed on first, in the clear.
             Endpoint::Tls(inner, _) => Socket::connect(inner)?,
         };
-        socket.patience(PATIENCE)?;
+        socket.patience(longest(PATIENCE))?;
         Ok(socket)
     }
 

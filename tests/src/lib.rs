@@ -41,9 +41,11 @@ pub mod tool;
 pub mod trace;
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long anything may take before a test calls it hung. Far above what a slow machine needs.
+use vm_tests::Deadline;
+
+/// How long anything may take before a test calls it hung, as [`vm_tests::patience`] counts it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Looks again and again until there is something to see.
@@ -57,10 +59,10 @@ pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
 /// Looks again and again until there is something to see, or [`PATIENCE`] has run out: for what tells nobody, such as
 /// another process's memory and a file that it writes.
 pub fn seen<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let started = Instant::now();
+    let deadline = Deadline::after(PATIENCE);
     loop {
         let found = look();
-        if found.is_some() || started.elapsed() > PATIENCE {
+        if found.is_some() || deadline.has_passed() {
             return found;
         }
         thread::sleep(Duration::from_millis(5));

@@ -6,9 +6,9 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vm_tests::wait;
+use vm_tests::{Deadline, wait};
 
 /// How often to ask whether it was enough.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -93,13 +93,15 @@ pub fn run<S: AsRef<OsStr>>(tool: &Path, args: &[S]) -> Done {
 /// # Panics
 /// When the child was waited for before.
 pub fn end_of(child: &mut Child, patience: Duration, enough: impl Fn() -> bool) -> Option<ExitStatus> {
-    let (end, until) = (wait::end_of(child).expect("it is our child"), Instant::now() + patience);
+    let (end, until) = (wait::end_of(child).expect("it is our child"), Deadline::after(patience));
     loop {
-        let look = until.min(Instant::now() + LOOK_EVERY);
-        if wait::readable([&end], look).expect("a descriptor can be waited for") == [true] {
+        if wait::readable_within([&end], LOOK_EVERY.min(until.left()))
+            .expect("a descriptor can be waited for")
+            == [true]
+        {
             return Some(child.wait().expect("it is our child"));
         }
-        if Instant::now() >= until || enough() {
+        if until.has_passed() || enough() {
             let _may_have_ended = child.kill();
             let _killed = child.wait();
             return None;

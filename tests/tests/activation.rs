@@ -8,6 +8,7 @@ use tests::PATIENCE;
 use tests::client::Client;
 use tests::server::Server;
 use tests::tool;
+use vm_tests::patience::longest;
 
 /// Opens a Unix and a TCP socket as descriptors 3 and 4, as systemd does, and becomes the server.
 const MANAGER: &str = r#"
@@ -30,7 +31,7 @@ fn sockets_are_inherited_and_readiness_is_told() {
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let (socket, notify) = (dir.path().join("nbd.sock"), dir.path().join("notify"));
     let manager = UnixDatagram::bind(&notify).expect("a socket can be made");
-    manager.set_read_timeout(Some(PATIENCE)).expect("a time limit can be set");
+    manager.set_read_timeout(Some(longest(PATIENCE))).expect("a time limit can be set");
     let hear = || {
         let mut message = [0; 256];
         let len = manager.recv(&mut message).expect("the server tells");

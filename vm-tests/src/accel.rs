@@ -7,11 +7,12 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::cpio::{Archive, Member};
+use crate::patience::Deadline;
 use crate::{host, paths, wait};
 
 /// How the guest's processors run.
@@ -87,14 +88,14 @@ fn probe(kernel: &Path) -> Result<bool> {
     qemu.args(["-serial", "stdio"]);
     let mut qemu = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let console = qemu.stdout.take().context("it was piped")?;
-    let up = greets(console, Instant::now() + PROBE_LIMIT);
+    let up = greets(console, Deadline::after(PROBE_LIMIT));
     qemu.kill()?;
     qemu.wait()?;
     up
 }
 
 /// Reads until the greeting, the end, or the deadline.
-fn greets(mut console: ChildStdout, until: Instant) -> Result<bool> {
+fn greets(mut console: ChildStdout, until: Deadline) -> Result<bool> {
     let (mut said, mut part) = (Vec::new(), [0; 4096]);
     while wait::readable([&console], until)? == [true] {
         let len = console.read(&mut part)?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,6 +11,7 @@ use crate::channel::Lost;
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::kit::Kit;
+use crate::patience::Deadline;
 use crate::qemu::{Machine, Qemu};
 use crate::remains::Remains;
 use crate::slot;
@@ -125,10 +126,10 @@ impl Builder {
         let mut attempt = 1;
         loop {
             let slot = slot::take()?;
-            let start = Instant::now();
+            let boot = Deadline::after(self.boot_limit);
             let (mut qemu, mut run, mut rescue) = Qemu::start(&machine, &outputs, slot)?;
             let up = rescue.ready(self.boot_limit).and_then(|()| run.ready(self.boot_limit));
-            let boot_time = start.elapsed();
+            let boot_time = boot.spent();
             let (kernel, seconds) = (self.kernel.release.package(), boot_time.as_secs_f32());
             let (why, again) = match up {
                 Ok(()) => {

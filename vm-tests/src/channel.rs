@@ -4,9 +4,11 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+use crate::patience::Deadline;
 
 /// A connection to one agent.
 pub(crate) struct Channel {
@@ -44,7 +46,7 @@ impl Channel {
 
     /// Waits for the agent's first sign of life.
     pub(crate) fn ready(&mut self, limit: Duration) -> Result<(), Lost> {
-        self.answer("ready", Instant::now() + limit).map(|_| ())
+        self.answer("ready", Deadline::after(limit)).map(|_| ())
     }
 
     /// Runs a command in the guest's shell.
@@ -58,18 +60,18 @@ impl Channel {
         if self.socket.write_all(line.as_bytes()).is_err() {
             return Ok(Err(Lost::Closed(String::new())));
         }
-        Ok(self.answer(&nonce, Instant::now() + limit))
+        Ok(self.answer(&nonce, Deadline::after(limit)))
     }
 
     /// Reads until the marker of `nonce`. Calls are one after the other, so nothing follows a marker.
-    fn answer(&mut self, nonce: &str, deadline: Instant) -> Result<Finished, Lost> {
+    fn answer(&mut self, nonce: &str, deadline: Deadline) -> Result<Finished, Lost> {
         let mut received = Vec::new();
         let mut chunk = [0; 4096];
         loop {
             if let Some(finished) = parse(&received, nonce) {
                 return Ok(finished);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() || self.socket.set_read_timeout(Some(left)).is_err() {
                 return Err(Lost::Deadline(text(&received)));
             }

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::channel::Channel;
+use crate::patience::Deadline;
 use crate::slot::Slot;
 use crate::{guest, wait};
 
@@ -43,9 +44,10 @@ pub(crate) struct Qemu {
 
 /// A panic must end the machine, not hang the test. Ticks are periodic, because emulation loses a timer interrupt now
 /// and then: a tick that repeats comes again, a one-shot timer never does, and with it goes every sleep and every RCU
-/// grace period of its processor.
-const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on nohz=off highres=off";
+/// grace period of its processor. For the same reason the kernel is not to check during its boot whether the timer's
+/// interrupts come in time: on a busy machine they do not, and it panics.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 oops=panic mitigations=off random.trust_cpu=on nohz=off \
+                                highres=off no_timer_check";
 /// QEMU opens its sockets before the machine starts: a hang, not a slow start.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// The address at which the guest finds the one port of the host it may reach.
@@ -71,7 +73,7 @@ impl Qemu {
     /// Waits for QEMU to connect, or to end before it does.
     fn connected(&mut self, at: &Path, listener: &UnixListener, outputs: &Outputs) -> Result<Channel> {
         let end = wait::end_of(&self.child)?;
-        let [connects, ends] = wait::readable([listener, &end], Instant::now() + CONNECT_LIMIT)?;
+        let [connects, ends] = wait::readable([listener, &end], Deadline::after(CONNECT_LIMIT))?;
         if !connects {
             let said = std::fs::read_to_string(&outputs.qemu).unwrap_or_default();
             let what = if ends { "ended at once" } else { "does not connect" };
@@ -83,7 +85,7 @@ impl Qemu {
     /// Waits for the machine to end by itself.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = wait::end_of(&self.child)?;
-        match wait::readable([&end], Instant::now() + limit)? {
+        match wait::readable([&end], Deadline::after(limit))? {
             [true] => Ok(self.child.wait()?),
             [false] => bail!("the machine still runs after {limit:?}"),
         }

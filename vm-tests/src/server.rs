@@ -4,12 +4,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::patience::Deadline;
 use crate::scene::Scene;
 use crate::steps::Counters;
 use crate::{guest, wait};
@@ -101,13 +102,13 @@ impl HostServer {
     }
 
     fn poll<T>(&mut self, what: &str, mut look: impl FnMut(&mut HostServer) -> Option<T>) -> Result<T> {
-        let (end, deadline) = (wait::end_of(&self.child)?, Instant::now() + LIMIT);
-        while Instant::now() < deadline {
+        let (end, deadline) = (wait::end_of(&self.child)?, Deadline::after(LIMIT));
+        while !deadline.has_passed() {
             if let Some(found) = look(self) {
                 return Ok(found);
             }
             // What it writes to its log tells nobody; its end does.
-            if wait::readable([&end], Instant::now() + LOOK_EVERY)? == [true] {
+            if wait::readable_within([&end], LOOK_EVERY)? == [true] {
                 let status = self.child.wait()?;
                 bail!("the server ended with {status} and did not {what}:\n{}", self.log());
             }

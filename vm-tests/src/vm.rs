@@ -13,12 +13,16 @@ use anyhow::{Context, Result, bail};
 
 pub use crate::channel::Finished;
 use crate::channel::{Channel, Lost, base64};
+use crate::patience::Deadline;
 use crate::qemu::Qemu;
 use crate::remains::Remains;
 
-/// Emulation on a busy machine is slow, and a deadline is there to end a hang, not to measure.
+/// Emulation is slow, and a limit is there to end a hang, not to measure; see [`crate::patience`].
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 const RESCUE_LIMIT: Duration = Duration::from_secs(10);
+/// What a boot takes on an emulated processor of 2020; where it takes longer, everything may.
+const BOOT_USUAL: Duration = Duration::from_secs(5);
+
 /// A running guest. It stays in the thread that booted it, whose end it does not outlive.
 pub struct Vm {
     qemu: Qemu,
@@ -87,7 +91,7 @@ impl Vm {
         self.run_within(RUN_LIMIT, command)
     }
 
-    /// [`Vm::run`] with another deadline than two minutes.
+    /// [`Vm::run`] with another limit than two minutes.
     pub fn run_within(&mut self, limit: Duration, command: &str) -> Result<String> {
         let finished = self.try_run_within(limit, command)?;
         if finished.code == 0 {
@@ -101,12 +105,12 @@ impl Vm {
         self.try_run_within(RUN_LIMIT, command)
     }
 
-    /// [`Vm::try_run`] with another deadline than two minutes.
+    /// [`Vm::try_run`] with another limit than two minutes.
     pub fn try_run_within(&mut self, limit: Duration, command: &str) -> Result<Finished> {
         if self.stuck {
             bail!("the guest is stuck in an earlier command; `{command}` cannot run");
         }
-        let start = Instant::now();
+        let (start, limit) = (Instant::now(), self.limit(limit));
         writeln!(self.session, "$ {command}")?;
         let answer = self.run.call(command, limit)?;
         let seconds = start.elapsed().as_secs_f32();
@@ -175,7 +179,7 @@ impl Vm {
         self.qemu.pid()
     }
 
-    /// How long the machine took from start to taking commands.
+    /// How long the machine took from start to taking commands, as a [`Deadline`] counts it.
     pub fn boot_time(&self) -> Duration {
         self.boot_time
     }
@@ -190,15 +194,25 @@ impl Vm {
     pub fn power_off(mut self) -> Result<Remains> {
         // The agent cannot answer any more, so a lost line is the expected answer.
         writeln!(self.session, "$ poweroff")?;
-        let _ = self.run.call("sync; poweroff -f", RUN_LIMIT)?;
-        self.qemu.wait(RUN_LIMIT)?;
+        let limit = self.limit(RUN_LIMIT);
+        let _ = self.run.call("sync; poweroff -f", limit)?;
+        self.qemu.wait(limit)?;
         Ok(self.remains)
+    }
+
+    /// When what this machine does counts as hung.
+    pub fn deadline(&self) -> Deadline {
+        Deadline::after(self.limit(RUN_LIMIT))
+    }
+
+    fn limit(&self, usual: Duration) -> Duration {
+        usual.mul_f64((self.boot_time.as_secs_f64() / BOOT_USUAL.as_secs_f64()).max(1.0))
     }
 
     /// Polls what the guest has reported until there is an answer or the usual deadline passed.
     pub(crate) fn poll<T>(&mut self, mut look: impl FnMut(&Remains) -> Result<Option<T>>) -> Result<T> {
-        let deadline = Instant::now() + RUN_LIMIT;
-        while Instant::now() < deadline {
+        let deadline = self.deadline();
+        while !deadline.has_passed() {
             if let Some(found) = look(&self.remains)? {
                 return Ok(found);
             }
@@ -223,7 +237,7 @@ impl Vm {
     /// What the guest is doing, asked over the second line; blocked tasks go to the kernel log as well.
     fn diagnose(&mut self) -> String {
         let command = "echo w >/proc/sysrq-trigger; ps -o pid,ppid,stat,args | grep -v '\\[.*\\]$'";
-        let state = match self.rescue.call(command, RESCUE_LIMIT) {
+        let state = match self.rescue.call(command, self.limit(RESCUE_LIMIT)) {
             Ok(Ok(finished)) => finished.output,
             _ => "the guest does not answer at all".to_owned(),
         };

@@ -12,7 +12,7 @@ use crate::cli::{Serve, Show};
 use crate::contract::Contract;
 use crate::history::{Content, Event, Happening, History};
 use crate::serve::Served;
-use crate::state::{self, Named};
+use crate::state::Named;
 use crate::walk::Walk;
 
 pub(super) fn run(show: &Show) -> anyhow::Result<ExitCode> {
@@ -108,7 +108,7 @@ pub(super) fn serve(serve: &Serve) -> anyhow::Result<ExitCode> {
     let mut walk = Walk::new(history.clone(), stability, base(serve.base.as_deref())?);
     walk.go(named.time)?;
     let kept = named.kept(&history, &walk.volatile)?;
-    let image = Arc::new(state::content(&walk.durable, &history, &kept)?);
+    let image = Arc::new(walk.state(&kept)?);
     let served = Served::new(history.header.size);
     served.show(&image);
     println!("{}", served.serve(&serve.listen, &history.header.name)?);

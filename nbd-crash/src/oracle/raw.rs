@@ -4,13 +4,14 @@
 //! The contract may be that of another recording: what a server promised its clients, while the states are those of
 //! the storage that it writes to. Both recordings must be of the same host's clock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use super::Oracle;
 use crate::contract::{Contract, Stability};
 use crate::history::{Content, History, Write};
-use crate::image::{Base, Image, SECTOR, SECTOR_LEN, SECTORS};
+use crate::image::{self, Base, Image, SECTOR, SECTOR_LEN, SECTORS, Spread};
 use crate::walk::Walk;
 
 /// The judge.
@@ -26,6 +27,18 @@ pub struct RawOracle {
     by_sector: HashMap<u64, Vec<u32>>,
     /// Those that touch very many: a TRIM often covers the whole device.
     wide: Vec<u32>,
+    known: Known,
+}
+
+/// What the states of one time have in common, so that each costs what is new in it.
+#[derive(Default)]
+struct Known {
+    /// The time of the promises, and the hash of what the states were made over.
+    of: Option<(usize, u64)>,
+    /// Pages that differ from what was made durable last, unless the state has them otherwise.
+    differing: Vec<u64>,
+    /// Whether a sector may have a content, by the hash of both.
+    may_be: HashMap<u64, bool, BuildHasherDefault<Spread>>,
 }
 
 /// Sectors of a write that is looked for among all rather than under each of them: 8 MiB.
@@ -47,7 +60,8 @@ impl RawOracle {
             (first..first + write.sectors())
                 .for_each(|sector| by_sector.entry(sector).or_default().push(index));
         }
-        RawOracle { states, front, stability, promised, base, by_sector, wide }
+        let known = Known::default();
+        RawOracle { states, front, stability, promised, base, by_sector, wide, known }
     }
 
     /// The time in the recording of promises: what had happened there when the other had come so far.
@@ -64,20 +78,24 @@ impl RawOracle {
 impl Oracle for RawOracle {
     fn judge(&mut self, time: usize, image: &Arc<Image>) -> anyhow::Result<Vec<String>> {
         self.promised.go(self.front_time(time))?;
-        let durable = &self.promised.durable;
-        let touched: HashSet<u64> = durable.pages.keys().chain(image.every_page()).copied().collect();
+        self.meet(image)?;
+        let touched: BTreeSet<u64> = self.known.differing.iter().chain(image.pages.keys()).copied().collect();
         let mut wrong = Vec::new();
         for page in touched {
-            let (found, due) = (image.sums(page)?, durable.sums(page)?);
-            for (sector, _) in
-                (page * SECTORS as u64..).zip(found.iter().zip(due)).filter(|(_, it)| *it.0 != it.1)
-            {
-                if !self.may_be(sector, image)? {
+            let (found, due) = (image.sums(page)?, self.promised.durable.sums(page)?);
+            let sectors = (page * SECTORS as u64..).zip(found.into_iter().zip(due));
+            for (sector, (found, _)) in sectors.filter(|(_, (found, due))| found != due) {
+                let content = image::mix(sector, found);
+                let may_be = match self.known.may_be.get(&content) {
+                    Some(known) => *known,
+                    None => self.may_be(sector, image)?,
+                };
+                self.known.may_be.insert(content, may_be);
+                if !may_be {
                     wrong.push(sector);
                 }
             }
         }
-        wrong.sort_unstable();
         Ok(spans(&wrong).map(|(first, count)| self.fault(first, count)).collect())
     }
 
@@ -87,6 +105,23 @@ impl Oracle for RawOracle {
 }
 
 impl RawOracle {
+    /// Finds out what is common to the states of now, unless `image` is one more of them.
+    fn meet(&mut self, image: &Arc<Image>) -> anyhow::Result<()> {
+        let of = image.below().map(|below| (self.promised.time, below.hash));
+        if of.is_some() && self.known.of == of {
+            return Ok(());
+        }
+        let (durable, common) = (&self.promised.durable, image.below().unwrap_or(image));
+        let mut differing = BTreeSet::new();
+        for page in durable.pages.keys().chain(common.every_page()) {
+            if common.sums(*page)? != durable.sums(*page)? {
+                differing.insert(*page);
+            }
+        }
+        self.known = Known { of, differing: differing.into_iter().collect(), may_be: HashMap::default() };
+        Ok(())
+    }
+
     /// Whether a sector, which is not what was made durable last, may be what it is in the state: what is left by a write that no durable one has
     /// overwritten. One overwrites another only if that had been answered before it was received; those that were on
     /// their way together may have come in either order.
@@ -102,6 +137,30 @@ impl RawOracle {
             let indices = indices.iter().chain(wide()).map(|index| *index as usize);
             indices.filter(|index| self.is_received(*index))
         };
+        let mut before = [0; SECTOR_LEN];
+        Image::new(self.base.clone()).read(start, &mut before)?;
+        let is_stable = |index: &usize| self.stability.is_stable(*index, self.promised.time);
+        // What was not answered yet is overwritten by nobody.
+        let overwritten = |write: &Write, by: Option<usize>| {
+            let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
+            answered.is_some_and(|at| by.is_some_and(|last| last > at))
+        };
+        // Most sectors are what one write made of them.
+        if writes().all(|index| self.front.writes[index].covers(sector)) {
+            let last = writes().filter(is_stable).map(|index| self.front.writes[index].received).max();
+            let is_it = |write: &Write| match &write.content {
+                Content::Nothing => true,
+                Content::Zero => found == [0; SECTOR_LEN],
+                Content::Data(data) => {
+                    let skip = usize::try_from(start - write.offset).expect("data is in memory");
+                    data[skip..][..SECTOR_LEN] == found
+                }
+            };
+            let mut all = writes().map(|index| &self.front.writes[index]);
+            if last.is_none() && before == found || all.any(|it| is_it(it) && !overwritten(it, last)) {
+                return Ok(true);
+            }
+        }
         // Byte by byte, because writes need not cover sectors whole.
         let places = |write: &Write| {
             let place = |at: u64| usize::try_from(at - start).expect("less than a sector");
@@ -109,21 +168,16 @@ impl RawOracle {
         };
         // When the last durable write to each was received.
         let mut durable: [Option<usize>; SECTOR_LEN] = [None; SECTOR_LEN];
-        for index in writes().filter(|index| self.stability.is_stable(*index, self.promised.time)) {
+        for index in writes().filter(is_stable) {
             let write = &self.front.writes[index];
             durable[places(write)].iter_mut().for_each(|last| *last = (*last).max(Some(write.received)));
         }
-        let mut before = [0; SECTOR_LEN];
-        Image::new(self.base.clone()).read(start, &mut before)?;
         let mut allowed = [false; SECTOR_LEN];
         for place in 0..SECTOR_LEN {
             allowed[place] = durable[place].is_none() && before[place] == found[place];
         }
         for write in writes().map(|index| &self.front.writes[index]) {
-            // What was not answered yet is overwritten by nobody.
-            let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
             for place in places(write) {
-                let overwritten = answered.is_some_and(|at| durable[place].is_some_and(|last| last > at));
                 let is_it = match &write.content {
                     Content::Nothing => true,
                     Content::Zero => found[place] == 0,
@@ -132,7 +186,7 @@ impl RawOracle {
                         data[usize::try_from(skip).expect("data is in memory")] == found[place]
                     }
                 };
-                allowed[place] |= is_it && !overwritten;
+                allowed[place] |= is_it && !overwritten(write, durable[place]);
             }
         }
         Ok(allowed.iter().all(|allowed| *allowed))

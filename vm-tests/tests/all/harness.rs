@@ -5,10 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{CommandFailed, Scene, Series, Signal, on_both_kernels};
+use vm_tests::{CommandFailed, Deadline, Scene, Series, Signal, on_both_kernels};
 
 on_both_kernels!(commands);
 /// A command's output is its own, whatever the kernel says meanwhile, and its exit code is told.
@@ -160,9 +160,9 @@ fn no_machine_outlives_its_test() {
         ensure!(fs::read_link(&machine)?.to_string_lossy().contains("qemu-system"), "{pid} is no QEMU");
         test.kill()?;
         test.wait()?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Deadline::after(Duration::from_secs(10));
         while fs::read_link(&machine).is_ok() {
-            ensure!(Instant::now() < deadline, "QEMU {pid} still runs");
+            ensure!(!deadline.has_passed(), "QEMU {pid} still runs");
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())

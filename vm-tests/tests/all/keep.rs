@@ -1,16 +1,12 @@
 //! Proves that a server that is back with something else is refused in words, and that a keeper leaves a device as it
 //! is. What a kept device comes through is in `storm.rs`.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use vm_tests::{Scene, Signal, Vm, on_both_kernels};
 
 const URI: &str = "nbd+unix:///?socket=/run/kept.sock";
 /// What a request that was in flight waits for until it is sent again: the latency of a recovery.
 const TIMEOUT: u64 = 2;
-/// Emulation is slow; this ends a hang.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Starts a server at the one address, with a place for its epoch: the guest's /tmp has no extended attributes.
 fn serve(vm: &mut Vm, name: &str, file: &str) -> Result<()> {
@@ -30,9 +26,9 @@ fn attach(vm: &mut Vm, name: &str) -> Result<String> {
 
 /// Waits until a spawned command has printed so many lines with `text`.
 fn lines(vm: &mut Vm, name: &str, text: &str, count: usize) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = vm.deadline();
     while vm.log(name).lines().filter(|line| line.contains(text)).count() < count {
-        ensure!(Instant::now() < until, "{name} has not said {text:?} {count} times:\n{}", vm.log(name));
+        ensure!(!until.has_passed(), "{name} has not said {text:?} {count} times:\n{}", vm.log(name));
         vm.run("usleep 100000")?;
     }
     Ok(())

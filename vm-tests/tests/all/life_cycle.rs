@@ -8,8 +8,6 @@ use vm_tests::promise::Promises;
 use vm_tests::{Chance, DISK, Fs, Scene, Signal, Vm, on_both_kernels};
 
 const URI: &str = "nbd+unix:///?socket=/run/life.sock";
-/// Emulation is slow; this ends a hang.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 fn serve(vm: &mut Vm, name: &str, file: &str) -> Result<()> {
     vm.spawn(name, &format!("exec nbd-server --unix /run/life.sock --state-dir /run/state {file}"))?;
@@ -24,13 +22,13 @@ fn refused(vm: &mut Vm, command: &str, part: &str) -> Result<()> {
 
 /// Waits until the status of the one device says something.
 fn status(vm: &mut Vm, says: &str) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = vm.deadline();
     loop {
         let status = vm.run("nbd-attach status --json")?;
         if status.contains(says) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "no {says} in {status}");
+        ensure!(!until.has_passed(), "no {says} in {status}");
         vm.run("usleep 200000")?;
     }
 }
@@ -157,9 +155,9 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
             let start = Instant::now();
             vm.run("nbd-attach detach --force data")?;
             worst = worst.max(start.elapsed());
-            let until = Instant::now() + PATIENCE;
+            let until = vm.deadline();
             while !vm.run("ls -d /sys/block/nbd*/pid 2>/dev/null || true")?.is_empty() {
-                ensure!(Instant::now() < until, "{what}: still attached");
+                ensure!(!until.has_passed(), "{what}: still attached");
                 vm.run("usleep 200000")?;
             }
             if options.contains("--keep") {
