@@ -23,6 +23,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::task::Poll;
 
 use common::command::Zeroing;
 
@@ -244,6 +245,19 @@ pub trait Layer: Send + Sync + 'static {
     fn cache<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, ()> {
         below.cache(at, len)
     }
+}
+
+/// Lets the others on this thread have their turn.
+pub async fn give_way() {
+    let mut gave = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut gave, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Puts a backend at the bottom of a stack and emulates what it lacks.

@@ -163,6 +163,8 @@ pub struct Durability {
     marker: DirtyMarker,
     early: EarlyAck,
     commit: GroupCommit,
+    /// Held by the operator who clears the poison.
+    clearing: tokio::sync::Mutex<()>,
 }
 
 /// Why the mode was not changed.
@@ -200,6 +202,7 @@ impl Durability {
             marker: DirtyMarker::new(epoch, commit.losses()),
             early: EarlyAck::new(limits),
             commit,
+            clearing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -510,6 +513,8 @@ impl Durability {
     /// The operator has seen that acknowledged data may be lost, and goes on. Returns whether it
     /// may have been. What could not be written and is still in the cache is tried again.
     pub async fn clear_poison(&self) -> bool {
+        // One at a time: what another one is about to ignore must not be the next loss.
+        let _alone = self.clearing.lock().await;
         let Some((cause, losses)) = self.commit.poison_cause() else { return false };
         self.note_loss().await;
         self.commit.tell_old_errors(&*self.storage).await;

@@ -19,7 +19,7 @@ pub mod seat;
 use anyhow::Context;
 
 pub use lane::Lane;
-pub use pool::Pool;
+pub use pool::{Pool, Share};
 pub use ring::Ring;
 pub use seat::Seat;
 

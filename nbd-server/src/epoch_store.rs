@@ -20,7 +20,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::device::Io;
 use crate::durability::Mode;
 use crate::durability::epoch::{Epoch, EpochStore, Findings, Record, Unstable, Verdict, start};
-use crate::engine::Pool;
+use crate::engine::{Pool, Share};
 use attribute::Attribute;
 use identity::Identity;
 use state_file::StateFile;
@@ -64,7 +64,7 @@ pub fn open(opened: &Opened<'_>, state_dir: Option<&Path>, pool: &Pool) -> anyho
     record.boot = boot;
     record.clean = false;
     identity.mark_instance();
-    let stored = Stored { place, identity, pool: pool.clone() };
+    let stored = Stored { place, identity, share: pool.share() };
     // The description that answers FLUSH is told of a failed write-back by itself.
     if let Err(error) = stored.write(&record).or_else(|_| stored.write(&record)) {
         tracing::warn!(%path, %error, "the epoch cannot be stored: after a restart, clients that reconnect will assume data loss");
@@ -192,7 +192,8 @@ impl Place {
 struct Stored {
     place: Place,
     identity: Identity,
-    pool: Pool,
+    /// Its own, so that it does not wait behind the jobs of the storage.
+    share: Share,
 }
 
 impl Stored {
@@ -211,7 +212,7 @@ impl Stored {
 impl EpochStore for Arc<Stored> {
     fn persist(&self, record: Record) -> Io<'_, ()> {
         let stored = self.clone();
-        Box::pin(self.pool.run(move || stored.write(&record)))
+        Box::pin(self.share.run(move || stored.write(&record)))
     }
 
     fn mark_instance(&self) {

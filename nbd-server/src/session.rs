@@ -85,8 +85,14 @@ pub enum End {
 pub struct Progress {
     /// Grows whenever bytes move.
     pub moved: Cell<u64>,
-    /// Bytes of payload that are held until the client sends or reads more.
-    pub held: Cell<usize>,
+    /// Bytes of payload that are held until the client has sent the rest of a request.
+    pub receiving: Cell<usize>,
+    /// Requests that were received whole.
+    pub received: Cell<u64>,
+    /// Bytes of payload that are held until the client has read its replies.
+    pub sending: Cell<usize>,
+    /// Replies that were sent whole.
+    pub sent: Cell<u64>,
     /// Set by the one who watches when nothing has moved for a while.
     pub at_rest: Cell<bool>,
 }
@@ -219,7 +225,10 @@ impl<'s, S: Stream> Connection<'s, S> {
 
     /// Sends some of the replies that are ready; pending when there are none.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let before = self.replies.outstanding();
         let sent = self.replies.poll_send(cx, self.stream);
+        let replies = (before - self.replies.outstanding()) as u64;
+        self.progress.sent.set(self.progress.sent.get() + replies);
         self.note(sent.is_ready());
         sent
     }
@@ -255,13 +264,15 @@ impl<'s, S: Stream> Connection<'s, S> {
         if moved {
             self.progress.moved.set(self.progress.moved.get() + 1);
         }
-        self.progress.held.set(self.replies.queued_bytes() + self.receiver.bytes());
+        self.progress.sending.set(self.replies.queued_bytes());
+        self.progress.receiving.set(self.receiver.bytes());
     }
 
     /// Sets a request going. Its first step is taken here and now, in the order of receipt; most
     /// need no other.
     fn start(&mut self, cx: &mut Context<'_>, incoming: Incoming) {
         self.fresh += 1;
+        self.progress.received.set(self.progress.received.get() + 1);
         let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.offset, incoming.grant);
         let around = Around {
             export: self.export.clone(),

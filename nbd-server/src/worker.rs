@@ -33,7 +33,8 @@ use crate::tls::{self, Upgrader};
 use crate::transport::{Adapted, Direct, Plain, Socket, Stream};
 use company::Company;
 
-/// How long a client may hold memory without sending or reading, while others wait for memory.
+/// How long a client may take to send the rest of a request or to read a reply whose memory others wait
+/// for: a rate of 1 MiB/s for the longest.
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How often connections are looked at for that.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
@@ -298,26 +299,47 @@ async fn transmit<S: session::Stream>(
     end
 }
 
-/// Gives up on a client that holds memory which others wait for and lets it lie.
+/// Gives up on a client that holds memory which others wait for and does not finish with it.
 async fn watch(
     progress: &Progress,
     shared: &Shared,
     give_up: oneshot::Sender<()>,
 ) -> std::convert::Infallible {
     let mut every = interval(WATCH_EVERY);
-    let (mut seen, mut since) = (progress.moved.get(), Instant::now());
+    let (mut receiving, mut sending) = (Stall::default(), Stall::default());
+    let mut moved = progress.moved.get();
     loop {
         let now = every.tick().await;
         // Seen by the transmission when it is polled next: now or at the next tick.
-        progress.at_rest.set(progress.moved.get() == seen);
-        let idle = progress.held.get() == 0 || !shared.memory.budget.is_contended();
-        if idle || progress.moved.get() != seen {
-            (seen, since) = (progress.moved.get(), now);
-        } else if now - since >= STALL_MAX {
-            tracing::warn!("the client holds memory that others need and neither sends nor reads: closing");
+        progress.at_rest.set(progress.moved.get() == moved);
+        moved = progress.moved.get();
+        let contended = shared.memory.budget.is_contended();
+        let stalled = receiving.is_over(now, contended, progress.receiving.get(), progress.received.get())
+            | sending.is_over(now, contended, progress.sending.get(), progress.sent.get());
+        if stalled {
+            tracing::warn!("the client holds memory that others need and is too slow with it: closing");
             let _session_has_ended = give_up.send(());
             return std::future::pending().await;
         }
+    }
+}
+
+/// Since when a client has held memory that others wait for without finishing anything.
+#[derive(Default)]
+struct Stall {
+    since: Option<Instant>,
+    finished: u64,
+}
+
+impl Stall {
+    /// Whether it has done so for too long. `held` bytes are held, and so much was `finished` so far: a byte
+    /// now and then is no progress.
+    fn is_over(&mut self, now: Instant, contended: bool, held: usize, finished: u64) -> bool {
+        if !contended || held == 0 || finished != self.finished {
+            (self.since, self.finished) = (None, finished);
+            return false;
+        }
+        now - *self.since.get_or_insert(now) >= STALL_MAX
     }
 }
 
@@ -327,5 +349,23 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, end: &End) {
         let mut late = vec![0; 4096];
         let drain = async { while matches!(stream.read(&mut late).await, Ok(1..)) {} };
         let _elapsed = timeout(LINGER, drain).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_now_and_then_is_no_progress() {
+        let (mut stall, start) = (Stall::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(!stall.is_over(start, true, 1, 7));
+        assert!(!stall.is_over(after(29), true, 1, 7));
+        assert!(!stall.is_over(after(30), true, 1, 8), "it has finished something");
+        assert!(!stall.is_over(after(31), true, 1, 8));
+        assert!(!stall.is_over(after(50), false, 1, 8), "nobody waits");
+        assert!(!stall.is_over(after(60), true, 1, 8));
+        assert!(stall.is_over(after(90), true, 1, 8));
     }
 }

@@ -12,7 +12,7 @@ use super::storage::Storage;
 use super::{Access, Opened};
 use crate::buf::IoBuf;
 use crate::device::{Backend, Loan, Piece, Shape, Support};
-use crate::engine::{Pool, ioctl};
+use crate::engine::{Share, ioctl};
 
 /// Serves a block device.
 pub struct BlockBackend {
@@ -23,7 +23,7 @@ pub struct BlockBackend {
 
 impl BlockBackend {
     /// Serves `device`, which was opened so.
-    pub fn new(mut device: File, opened: Opened, pool: Pool) -> io::Result<BlockBackend> {
+    pub fn new(mut device: File, opened: Opened, share: Share) -> io::Result<BlockBackend> {
         let Opened { access, direct } = opened;
         let size = device.seek(SeekFrom::End(0))?;
         let direct = direct.then(|| Direct::new(&device, size)).transpose()?;
@@ -40,7 +40,7 @@ impl BlockBackend {
             rotational: queue.number("rotational") == Some(1),
             ..Shape::capable(size)
         };
-        let storage = Storage::new(device, direct, pool)?;
+        let storage = Storage::new(device, direct, share)?;
         let shape = Shape { syncs: storage.syncs(), ..shape };
         Ok(BlockBackend { storage, shape, sector })
     }

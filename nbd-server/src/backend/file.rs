@@ -2,6 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use common::command::{Hole, Zeroing};
 
@@ -11,17 +15,21 @@ use super::storage::Storage;
 use super::{Access, Opened};
 use crate::buf::IoBuf;
 use crate::device::{Backend, Content, Extent, Loan, Piece, Shape, Support};
-use crate::engine::Pool;
+use crate::engine::Share;
 
 /// Serves a regular file, to its last byte.
 pub struct FileBackend {
     storage: Storage,
     shape: Shape,
+    /// How many holes were punched.
+    punched: AtomicU64,
+    /// When so many were, the file had none; see [`is_full`]. Only the server makes some.
+    full_at: AtomicU64,
 }
 
 impl FileBackend {
     /// Serves `file`, which was opened so.
-    pub fn new(file: File, opened: Opened, pool: Pool) -> io::Result<FileBackend> {
+    pub fn new(file: File, opened: Opened, share: Share) -> io::Result<FileBackend> {
         let Opened { access, direct } = opened;
         let size = file.metadata()?.len();
         let direct = direct.then(|| Direct::new(&file, size)).transpose()?;
@@ -31,9 +39,9 @@ impl FileBackend {
             sparse: Support::Native,
             ..Shape::capable(size)
         };
-        let storage = Storage::new(file, direct, pool)?;
+        let storage = Storage::new(file, direct, share)?;
         let shape = Shape { syncs: storage.syncs(), ..shape };
-        Ok(FileBackend { storage, shape })
+        Ok(FileBackend { storage, shape, punched: AtomicU64::new(0), full_at: AtomicU64::new(u64::MAX) })
     }
 }
 
@@ -62,7 +70,8 @@ impl Backend for FileBackend {
         if self.storage.direct.as_ref().is_some_and(|direct| !direct.is_whole(at, len)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        self.storage
+        let zeroed = self
+            .storage
             .run(move |file| match how.hole {
                 Hole::Allowed => punch(file, at, len).or_else(|error| match error.kind() {
                     io::ErrorKind::Unsupported => zero_range(file, at, len),
@@ -70,20 +79,36 @@ impl Backend for FileBackend {
                 }),
                 Hole::Forbidden => zero_range(file, at, len),
             })
-            .await
+            .await;
+        self.punched.fetch_add(1, Release);
+        zeroed
     }
 
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         let inside = self.storage.direct.as_ref().map_or(Some((at, len)), |direct| direct.inside(at, len));
         let Some((at, len)) = inside else { return Ok(()) };
-        self.storage.run(move |file| punch(file, at, len)).await
+        let punched = self.storage.run(move |file| punch(file, at, len)).await;
+        self.punched.fetch_add(1, Release);
+        punched
     }
 
     async fn extents(&self, at: u64, len: u64) -> io::Result<Vec<Extent>> {
-        if is_full(self.storage.file())? {
-            return Ok(vec![Extent { len, content: Content::Data }]);
+        let all_data = || Ok(vec![Extent { len, content: Content::Data }]);
+        let punched = self.punched.load(Acquire);
+        if self.full_at.load(Relaxed) == punched {
+            return all_data();
         }
-        self.storage.run(move |file| extents(file, at, len)).await
+        // Even fstat(2) may wait for a disk, so a thread asks, once for a file that stays full.
+        let told = self
+            .storage
+            .run(move |file| if is_full(file)? { Ok(None) } else { extents(file, at, len).map(Some) });
+        match told.await? {
+            Some(extents) => Ok(extents),
+            None => {
+                self.full_at.store(punched, Relaxed);
+                all_data()
+            }
+        }
     }
 
     fn lend(&self, at: u64, len: usize) -> Option<Loan> {

@@ -23,7 +23,7 @@ use super::calls::{read_rest, write_gathered};
 use super::direct::Direct;
 use crate::buf::IoBuf;
 use crate::device::{Loan, Piece, read_failure};
-use crate::engine::{Lane, Pool, Ring, inline, inode_mark, ring, seat};
+use crate::engine::{Lane, Ring, Share, inline, inode_mark, ring, seat};
 
 /// Shortest range that is lent.
 const LEND_MIN: usize = 64 << 10;
@@ -45,7 +45,7 @@ pub(super) struct Storage {
     file: Arc<File>,
     /// Other descriptions of the same storage, for syncs.
     others: Vec<Arc<File>>,
-    pool: Pool,
+    share: Share,
     lane: Lane,
     /// Where it is reached around the page cache.
     pub(super) direct: Option<Direct>,
@@ -61,25 +61,21 @@ pub(super) struct Storage {
 
 impl Storage {
     /// Drives `file`, which was just opened.
-    pub(super) fn new(file: File, direct: Option<Direct>, pool: Pool) -> io::Result<Storage> {
+    pub(super) fn new(file: File, direct: Option<Direct>, share: Share) -> io::Result<Storage> {
         let in_memory = direct.is_none() && inline::is_in_memory(&file);
         let lending_failed = Arc::new(AtomicBool::new(direct.is_some() || !inline::can_be_sent(&file)));
         let file_len = file.metadata().ok().filter(Metadata::is_file).map(|told| told.len());
         let syncs = if in_memory { 1 } else { SYNCS };
         let others = (1..syncs).map(|_| open_again(&file).map(Arc::new)).collect::<io::Result<_>>()?;
         let file = Arc::new(file);
-        let lane = Lane::new(file.clone(), pool.clone());
+        let lane = Lane::new(file.clone(), share.clone());
         let slow = AtomicU32::new(0);
-        Ok(Storage { file, others, pool, lane, direct, in_memory, file_len, lending_failed, slow })
+        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, lending_failed, slow })
     }
 
     /// Syncs that may run at once.
     pub(super) fn syncs(&self) -> usize {
         1 + self.others.len()
-    }
-
-    pub(super) fn file(&self) -> &File {
-        &self.file
     }
 
     pub(super) async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
@@ -233,7 +229,7 @@ impl Storage {
         }
         let file = if number == 0 { &self.file } else { &self.others[number - 1] };
         let file = file.clone();
-        self.pool.run(move || sync(&file, len)).await
+        self.share.run(move || sync(&file, len)).await
     }
 
     /// Runs `job` on the descriptor where it may block.
@@ -242,7 +238,7 @@ impl Storage {
         job: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let file = self.file.clone();
-        self.pool.run(move || job(&file)).await
+        self.share.run(move || job(&file)).await
     }
 }
 

@@ -90,9 +90,9 @@ impl Opener<'_> {
             Access::ReadOnly => epoch_store::nothing_to_lose(),
         };
         let device = if kind.is_block_device() {
-            leaf(BlockBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
+            leaf(BlockBackend::new(file, how, self.pool.share()).context(format!("{shown}"))?)
         } else {
-            leaf(FileBackend::new(file, how, self.pool.clone()).context(format!("{shown}"))?)
+            leaf(FileBackend::new(file, how, self.pool.share()).context(format!("{shown}"))?)
         };
         Ok((device, epoch))
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use common::command::{Speed, Zeroing};
 
-use super::{Backend, Content, Device, Extent, Io, Loan, Piece, Shape, Support, sync_failure};
+use super::{Backend, Content, Device, Extent, Io, Loan, Piece, Shape, Support, give_way, sync_failure};
 use crate::buf::IoBuf;
 
 /// Bytes of zeroes written at a time where a backend cannot zero by itself.
@@ -19,6 +19,8 @@ impl<B: Backend> Leaf<B> {
             let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZERO_PIECE);
             self.0.write(at, IoBuf::zeroed(piece)).await?;
             at += piece as u64;
+            // Where nothing has to be waited for, gigabytes would hold up the others.
+            give_way().await;
         }
         Ok(())
     }

@@ -1,4 +1,9 @@
-//! A fixed pool of threads for everything that may block.
+//! Threads for everything that may block, of which each export has a share.
+//!
+//! A disk that hangs keeps the threads that wait for it. So no export runs more than [`RUNNING_MAX`] jobs at
+//! a time, the others wait in its own queue, and a job of an export that runs none never waits for a thread:
+//! if all are busy, another one is started. Exports take turns, job by job, so that a busy one does not
+//! starve the others.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,46 +12,98 @@ use std::thread;
 
 use futures::channel::oneshot;
 
-/// Threads of the pool: enough that a handful of requests stuck on a slow disk do not stop the
-/// others, few enough that a hundred exports do not cost a hundred stacks.
+/// Threads that are started at once and stay.
 pub const THREADS: usize = 16;
+/// Threads at most: as many exports may hang at once and cost nobody else anything.
+const THREADS_MAX: usize = 4096;
+/// Jobs that one share runs at a time: enough for a disk to work on several, few enough that many disks may
+/// hang.
+const RUNNING_MAX: usize = 8;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Runs blocking jobs; clones share the threads.
+/// Threads that run blocking jobs; clones share them.
 #[derive(Clone)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    threads: Arc<Threads>,
 }
 
-struct Shared {
-    queue: Mutex<Queue>,
-    ready: Condvar,
+/// The jobs of one export; clones are the same share.
+#[derive(Clone)]
+pub struct Share {
+    pool: Pool,
+    queue: Arc<Mutex<Queue>>,
 }
 
+/// Locked after [`Threads::state`], where both are.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    running: usize,
+    /// Whether it stands among those that are ready.
+    is_ready: bool,
+}
+
+struct Threads {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// How many stay although there is nothing to do.
+    stay: usize,
+}
+
+#[derive(Default)]
+struct State {
+    /// Queues with a job that may begin.
+    ready: VecDeque<Arc<Mutex<Queue>>>,
+    idle: usize,
     closed: bool,
     threads: Vec<thread::JoinHandle<()>>,
+    running: usize,
+    started: usize,
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts so many threads.
     pub fn start(threads: usize) -> io::Result<Pool> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new() });
-        for number in 0..threads {
-            let shared_with_thread = shared.clone();
-            let thread = thread::Builder::new()
-                .name(format!("io-{number}"))
-                .spawn(move || shared_with_thread.work())?;
-            shared.lock().threads.push(thread);
+        let shared = Threads { state: Mutex::default(), changed: Condvar::new(), stay: threads };
+        let pool = Pool { threads: Arc::new(shared) };
+        for _ in 0..threads {
+            pool.start_thread(&mut pool.threads.lock())?;
         }
-        Ok(Pool { shared })
+        Ok(pool)
     }
 
+    /// A share for another export.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        Share { pool: self.clone(), queue: Arc::default() }
+    }
+
+    /// Lets the threads finish every job that was given and end.
+    pub fn close(&self) {
+        let mut state = self.threads.lock();
+        state.closed = true;
+        let threads = std::mem::take(&mut state.threads);
+        drop(state);
+        self.threads.changed.notify_all();
+        for thread in threads {
+            let _panicked = thread.join();
+        }
+    }
+
+    fn start_thread(&self, state: &mut State) -> io::Result<()> {
+        let threads = self.threads.clone();
+        let name = format!("io-{}", state.started);
+        state.threads.push(thread::Builder::new().name(name).spawn(move || threads.work())?);
+        state.started += 1;
+        state.running += 1;
+        Ok(())
+    }
+}
+
+impl Share {
     /// Runs `job` on some thread and waits for its result. The job runs to its end even if nobody
-    /// waits any more; jobs start in the order in which this was called.
+    /// waits any more; jobs of a share start in the order in which this was called.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -58,76 +115,112 @@ impl Pool {
         receiver.await.unwrap_or_else(|_| Err(io::Error::other("an I/O thread panicked")))
     }
 
-    /// Runs `job` on some thread, in the order in which this was called.
+    /// Runs `job` on some thread, after those of this share that were given before.
     pub fn begin(&self, job: impl FnOnce() + Send + 'static) {
-        self.shared.lock().jobs.push_back(Box::new(job));
-        self.shared.ready.notify_one();
+        let mut state = self.pool.threads.lock();
+        let is_alone = {
+            let mut queue = lock(&self.queue);
+            queue.jobs.push_back(Box::new(job));
+            state.offer(&self.queue, &mut queue);
+            queue.running == 0
+        };
+        let must_start = is_alone && state.ready.len() > state.idle && state.running < THREADS_MAX;
+        if must_start && let Err(error) = self.pool.start_thread(&mut state) {
+            tracing::warn!(%error, "cannot start another I/O thread; a job waits for one of the others");
+        }
+        drop(state);
+        self.pool.threads.changed.notify_one();
+    }
+}
+
+impl State {
+    /// Puts a queue among those that are ready, if it is.
+    fn offer(&mut self, shared: &Arc<Mutex<Queue>>, queue: &mut Queue) {
+        if !queue.is_ready && !queue.jobs.is_empty() && queue.running < RUNNING_MAX {
+            queue.is_ready = true;
+            self.ready.push_back(shared.clone());
+        }
     }
 
-    /// Lets the threads finish every job that was given and end.
-    pub fn close(&self) {
-        let mut queue = self.shared.lock();
-        queue.closed = true;
-        let threads = std::mem::take(&mut queue.threads);
-        drop(queue);
-        self.shared.ready.notify_all();
-        for thread in threads {
-            let _panicked = thread.join();
+    /// The next job, of the queue whose turn it is.
+    fn take(&mut self) -> Option<(Arc<Mutex<Queue>>, Job)> {
+        let shared = self.ready.pop_front()?;
+        let job = {
+            let mut queue = lock(&shared);
+            queue.is_ready = false;
+            queue.running += 1;
+            let job = queue.jobs.pop_front().expect("a queue that is ready has a job");
+            self.offer(&shared, &mut queue);
+            job
+        };
+        Some((shared, job))
+    }
+
+    fn ended(&mut self, shared: &Arc<Mutex<Queue>>) {
+        let mut queue = lock(shared);
+        queue.running -= 1;
+        self.offer(shared, &mut queue);
+    }
+}
+
+impl Threads {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some((queue, job)) = state.take() {
+                drop(state);
+                // A job that panics loses its sender, which its caller sees as an error; the thread
+                // must live on for the others.
+                let _panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+                state = self.lock();
+                state.ended(&queue);
+            } else if state.closed || state.running > self.stay {
+                state.running -= 1;
+                return;
+            } else {
+                state.idle += 1;
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
         }
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn work(&self) {
-        while let Some(job) = self.next() {
-            // A job that panics loses its sender, which its caller sees as an error; the thread
-            // must live on for the others.
-            let _panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
-        }
-    }
-
-    fn next(&self) -> Option<Job> {
-        let mut queue = self.lock();
-        loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
+/// Locks a mutex whose holders never leave their data half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use futures::executor::block_on;
+    use std::sync::mpsc;
 
     #[test]
     fn results_errors_and_panics_come_back() {
-        let pool = Pool::start(2).unwrap();
-        assert_eq!(block_on(pool.run(|| Ok(7))).unwrap(), 7);
-        let error = block_on(pool.run(|| Err::<(), _>(io::Error::from_raw_os_error(28)))).unwrap_err();
+        let share = Pool::start(2).unwrap().share();
+        assert_eq!(block_on(share.run(|| Ok(7))).unwrap(), 7);
+        let error = block_on(share.run(|| Err::<(), _>(io::Error::from_raw_os_error(28)))).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(28));
         for _ in 0..3 {
-            assert!(block_on(pool.run(|| -> io::Result<()> { panic!("planted") })).is_err());
+            assert!(block_on(share.run(|| -> io::Result<()> { panic!("planted") })).is_err());
         }
-        assert_eq!(block_on(pool.run(|| Ok(8))).unwrap(), 8);
+        assert_eq!(block_on(share.run(|| Ok(8))).unwrap(), 8);
     }
 
     #[test]
     fn close_finishes_what_was_given() {
         let pool = Pool::start(1).unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let share = pool.share();
+        let (sender, receiver) = mpsc::channel();
         for n in 0..10 {
             let sender = sender.clone();
-            let mut run = Box::pin(pool.run(move || {
+            let mut run = Box::pin(share.run(move || {
                 sender.send(n).map_err(io::Error::other)?;
                 Ok(())
             }));
@@ -137,5 +230,59 @@ mod tests {
         }
         pool.close();
         assert_eq!(receiver.try_iter().collect::<Vec<i32>>(), (0..10).collect::<Vec<_>>());
+    }
+
+    /// Jobs that hang until they are told to end.
+    fn hang(share: &Share, jobs: usize) -> (Vec<mpsc::Sender<()>>, mpsc::Receiver<usize>) {
+        let (began, begun) = mpsc::channel();
+        let ends = (0..jobs).map(|n| {
+            let (end, ended) = mpsc::channel();
+            let began = began.clone();
+            share.begin(move || {
+                began.send(n).expect("the test waits");
+                let _told_or_dropped = ended.recv();
+            });
+            end
+        });
+        (ends.collect(), begun)
+    }
+
+    #[test]
+    fn shares_that_hang_take_nothing_from_the_others() {
+        let pool = Pool::start(2).unwrap();
+        let hung: Vec<_> = (0..20)
+            .map(|_| {
+                let share = pool.share();
+                let (ends, begun) = hang(&share, RUNNING_MAX * 4);
+                // At least one began, whatever the others hold.
+                begun.recv().expect("a job begins");
+                (share, ends, begun)
+            })
+            .collect();
+        assert_eq!(block_on(pool.share().run(|| Ok(7))).unwrap(), 7);
+        for (_, _, begun) in &hung {
+            assert!(begun.try_iter().count() < RUNNING_MAX, "the rest waits in its own queue");
+        }
+        drop(hung);
+        pool.close();
+    }
+
+    #[test]
+    fn a_busy_share_goes_to_the_back_after_each_job() {
+        let pool = Pool::start(1).unwrap();
+        let (busy, other) = (pool.share(), pool.share());
+        let (mut ends, begun) = hang(&busy, 1);
+        begun.recv().expect("it begins");
+        let (sender, order) = mpsc::channel();
+        let note = |share: &Share, name: &'static str| {
+            let sender = sender.clone();
+            share.begin(move || sender.send(name).expect("the test waits"));
+        };
+        (0..3).for_each(|_| note(&busy, "busy"));
+        note(&other, "other");
+        ends.clear();
+        let names: Vec<&str> = order.iter().take(4).collect();
+        assert!(names[0] == "other" || names[1] == "other", "{names:?}");
+        pool.close();
     }
 }

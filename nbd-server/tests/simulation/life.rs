@@ -32,6 +32,8 @@ pub(crate) struct Life {
     values: u8,
     /// Since when nothing may be acknowledged as durable.
     poisoned: Option<u64>,
+    /// The server was killed when it was on record that the export is poisoned.
+    poison_must_stay: bool,
     /// Errors of syncs that the server has answered for by poisoning the export.
     answered_errors: u64,
     /// Whether a request could fail for a reason of its own, or because of a loss.
@@ -77,6 +79,7 @@ impl Life {
             now: 1,
             values: 0,
             poisoned: None,
+            poison_must_stay: false,
             answered_errors: 0,
             faults: false,
             ghosts: HashSet::new(),
@@ -165,6 +168,8 @@ impl Life {
 
     /// The server is killed, and another one starts on the same disk.
     pub(crate) fn kill(&mut self) {
+        let is_on_record = self.world.stored.record().epoch == self.world.epoch();
+        self.poison_must_stay = self.poisoned.is_some() && is_on_record;
         self.restart(|_, _| {});
     }
 
@@ -214,17 +219,14 @@ impl Life {
 
     /// The operator clears the poison, and knows what that means.
     pub(crate) fn clear_poison(&mut self) {
-        let mut cleared = self.world.clear_poison();
-        self.world.settle();
-        if self.poisoned.is_some() {
-            self.clearing.push(cleared);
-        } else {
-            assert_eq!(cleared.try_recv(), Ok(Some(false)), "there was nothing to clear");
-        }
+        let cleared = self.world.clear_poison();
+        self.clearing.push(cleared);
     }
 
     /// Takes the answers that have arrived, then holds the state against the contract.
     fn check(&mut self) -> Result<(), Violation> {
+        let must_stay = std::mem::take(&mut self.poison_must_stay);
+        ensure(!must_stay || self.poisoned.is_some(), || "a restart has cleared the poison".into())?;
         let was_poisoned = self.poisoned.is_some();
         self.cleared();
         self.answers()?;
