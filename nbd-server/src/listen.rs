@@ -18,7 +18,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 use crate::transport::Socket;
 
 /// How long accepting rests when descriptors have run out: the wait for some connection to end.
-const ACCEPT_REST: Duration = Duration::from_millis(200);
+pub(crate) const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// A socket that clients connect to.
 pub enum Listener {
