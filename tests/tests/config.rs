@@ -119,7 +119,7 @@ fn files_are_checked_while_a_server_runs_by_them() {
     let file = File::of(&export("a", text(disk.path()), ""));
     let _server = file.serve();
     let done = tool::run(server_tool(), &["check-config", text(&file.path())]);
-    assert!(done.status.success() && done.stdout.contains("fine, with 1 exports"), "{done:?}");
+    assert!(done.status.success() && done.stdout.contains("fine, with 1 export"), "{done:?}");
     for (bad, complaint) in [
         (export("a", "/nowhere", ""), "/nowhere"),
         (export("a", "memory:7", ""), "multiple of 512"),
@@ -207,7 +207,7 @@ fn a_reload_changes_the_manner_of_an_export_under_its_connections() {
         &at,
         "durability = \"writethrough\"\ndescription = \"after\"\nmax-connections = 1",
     ));
-    reload(&server, "changed export=\"a\"");
+    reload(&server, "the mode is writethrough now");
     assert_eq!(disk.content()[..512], [3; 512], "the old mode's promises are kept first");
     let told = listed(server.endpoint())[0].description.clone().expect("a text");
     assert!(told.starts_with("durability=writethrough") && told.ends_with("; after"), "{told}");
