@@ -114,6 +114,20 @@ fn the_beginning_of_a_file_is_served_and_no_more() {
 }
 
 #[test]
+fn a_file_is_served_twice_only_read_only() {
+    let disk = Disk::sparse(1 << 20);
+    let both = |how: &str| File::of(&["a", "b"].map(|name| export(name, text(disk.path()), how)).concat());
+    let file = both("");
+    let check = |file: &File| tool::run(server_tool(), &["check-config", text(&file.path())]);
+    let done = check(&file);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stderr.contains("is served as \"a\" already"), "{done:?}");
+    let refused = Server::builder().config(&file.path(), 2).refused();
+    assert!(refused.log.contains("is served as \"a\" already"), "{refused:?}");
+    assert!(check(&both("read-only = true")).status.success());
+}
+
+#[test]
 fn files_are_checked_while_a_server_runs_by_them() {
     let disk = Disk::sparse(1 << 20);
     let file = File::of(&export("a", text(disk.path()), ""));
