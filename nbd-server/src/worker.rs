@@ -145,7 +145,7 @@ async fn work(
                 continue;
             }
         };
-        let span = tracing::info_span!("connection", client = %socket, export = tracing::field::Empty);
+        let span = tracing::info_span!("client", address = %socket, export = tracing::field::Empty);
         let company = company.clone();
         let connection = async move {
             serve(socket, &shared, &company).await;

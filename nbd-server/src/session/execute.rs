@@ -64,8 +64,7 @@ pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: T
 
 /// Whether an error says nothing but that this cannot be had, which clients ask to find out.
 fn is_refusal(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidInput, Unsupported};
-    matches!(error.kind(), InvalidInput | Unsupported)
+    error.kind() == io::ErrorKind::Unsupported
 }
 
 /// Runs a command; returns what goes into its answer.
