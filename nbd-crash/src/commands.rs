@@ -6,7 +6,7 @@ mod record;
 mod show;
 
 use std::fs;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn open(path: &Path) -> anyhow::Result<Arc<History>> {
     let history = History::open(path)?;
     if !history.whole {
-        eprintln!("nbd-crash: the recording has no end: the recorder was killed, or still runs");
+        logging::complain("nbd-crash", "the recording has no end: the recorder was killed, or still runs");
     }
     Ok(Arc::new(history))
 }
@@ -70,21 +70,19 @@ fn compare(check: &Check) -> anyhow::Result<ExitCode> {
     let left = Image::left(left, &before, history.header.size).context("cannot read the image")?;
     let mut oracle = RawOracle::new(history.clone(), history.clone(), before);
     let faults = oracle.judge(history.events.len(), &Arc::new(left))?;
-    for fault in &faults {
-        println!("{fault}");
+    let image = check.image.display();
+    if faults.is_empty() {
+        logging::print(format!("{image}: all that was promised is there\n"))?;
+        return Ok(ExitCode::SUCCESS);
     }
-    if !faults.is_empty() {
-        println!("{}: promises were broken", check.image.display());
-        return Ok(ExitCode::from(1));
-    }
-    println!("{}: all that was promised is there", check.image.display());
-    Ok(ExitCode::SUCCESS)
+    logging::print(format!("{}\n{image}: promises were broken\n", faults.join("\n")))?;
+    Ok(ExitCode::from(1))
 }
 
 fn send(mark: &Mark) -> anyhow::Result<ExitCode> {
     let path = &mark.to;
     let stream = UnixStream::connect(path).with_context(|| format!("cannot reach {}", path.display()))?;
-    println!("{}", recording::send_mark(&mut BufReader::new(stream), &mark.text)?);
+    logging::print(format!("{}\n", recording::send_mark(&mut BufReader::new(stream), &mark.text)?))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,21 +108,18 @@ fn carry_out(workload: &Workload) -> anyhow::Result<ExitCode> {
 
 fn print(generate: &Generate) -> anyhow::Result<ExitCode> {
     if let Some(count) = generate.raw {
-        let mut out = std::io::stdout().lock();
-        for line in raw::random(count, RAW_BLOCKS, generate.seed) {
-            writeln!(out, "{line}")?;
-        }
+        let lines = raw::random(count, RAW_BLOCKS, generate.seed).into_iter().map(|line| format!("{line}\n"));
+        logging::print(lines.collect::<String>())?;
         return Ok(ExitCode::SUCCESS);
     }
     ensure!((1..=3).contains(&generate.steps), "workloads have one to three steps");
     let all = generate::all(generate.steps);
     let wanted = |number: &usize| generate.only.is_none_or(|only| only == *number);
-    let mut out = std::io::stdout().lock();
+    let mut out = String::new();
     for (number, workload) in all.iter().enumerate().filter(|(number, _)| wanted(number)) {
-        writeln!(out, "# {number} of {}", all.len())?;
-        for operation in workload {
-            writeln!(out, "{operation}")?;
-        }
+        out += &format!("# {number} of {}\n", all.len());
+        workload.iter().for_each(|operation| out += &format!("{operation}\n"));
     }
+    logging::print(out)?;
     Ok(ExitCode::SUCCESS)
 }

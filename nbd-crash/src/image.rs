@@ -4,17 +4,19 @@
 //! States of one time differ in few pages. Images share the pages that they have in common, and what a write makes of a
 //! page is worked out once: see [`Rewrites`].
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Arc, LazyLock};
+mod page;
+mod rewrites;
 
-use twox_hash::XxHash3_64;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::sync::Arc;
 
 use crate::history::{Content, Write};
+pub(crate) use page::mix;
+use page::put;
+pub use page::{Base, Page, sum};
+pub use rewrites::{Rewrites, Spread};
 
 /// The unit in which writes tear, in bytes.
 pub const SECTOR: u64 = 512;
@@ -26,95 +28,8 @@ const PAGE_LEN: usize = 4096;
 /// Sectors of a page.
 pub const SECTORS: usize = PAGE_LEN / SECTOR_LEN;
 
-/// A page's content and where each sector came from.
-#[derive(Clone)]
-pub struct Page {
-    /// Its bytes.
-    pub data: [u8; PAGE_LEN],
-    /// For each sector, one more than the index of the write it is from; 0 for the base.
-    pub from: [u32; SECTORS],
-    /// For each sector, the hash of its content.
-    pub sums: [u64; SECTORS],
-}
-
-/// What was there before the recording; zeroes where nothing is given.
-#[derive(Clone, Default)]
-pub struct Base(Option<Arc<File>>);
-
-impl Base {
-    /// An image.
-    pub fn open(path: &Path) -> io::Result<Base> {
-        Ok(Base(Some(Arc::new(File::open(path)?))))
-    }
-
-    fn page(&self, number: u64) -> io::Result<Arc<Page>> {
-        let Some(file) = &self.0 else { return Ok(ZEROES.clone()) };
-        let mut data = [0; PAGE_LEN];
-        let mut filled = 0;
-        // A base that is shorter than the export ends in zeroes.
-        while filled < data.len() {
-            match file.read_at(&mut data[filled..], number * PAGE + filled as u64)? {
-                0 => break,
-                len => filled += len,
-            }
-        }
-        let mut page = Page { data, from: [0; SECTORS], sums: [0; SECTORS] };
-        for sector in 0..SECTORS {
-            page.sums[sector] = sum(page.sector(sector));
-        }
-        Ok(Arc::new(page))
-    }
-}
-
-/// The hash of a sector of zeroes, and a page of them.
-static ZERO_SUM: LazyLock<u64> = LazyLock::new(|| sum(&[0; SECTOR_LEN]));
-static ZEROES: LazyLock<Arc<Page>> =
-    LazyLock::new(|| Arc::new(Page { data: [0; PAGE_LEN], from: [0; SECTORS], sums: [*ZERO_SUM; SECTORS] }));
-
-impl Page {
-    /// The bytes of a sector.
-    pub fn sector(&self, number: usize) -> &[u8] {
-        &self.data[number * SECTOR_LEN..][..SECTOR_LEN]
-    }
-}
-
 /// Pages by number.
 pub type Pages = HashMap<u64, Arc<Page>, BuildHasherDefault<Spread>>;
-
-/// What writes have made of pages, so that the states of one time, which keep the same writes in many combinations,
-/// need not copy and hash the same bytes again and again. With it a state costs a reference per page that it changes.
-#[derive(Default)]
-pub struct Rewrites {
-    known: HashMap<Rewrite, Rewritten, BuildHasherDefault<Spread>>,
-    /// How many pages were made anew rather than found here.
-    pub made: u64,
-}
-
-/// Sectors of a write that meet a page, which is known by its address: whoever knows a rewrite holds its page.
-#[derive(PartialEq, Eq)]
-struct Rewrite {
-    page: u64,
-    before: usize,
-    from: u32,
-    sectors: u8,
-}
-
-struct Rewritten {
-    after: Arc<Page>,
-    /// By what the image's hash changes.
-    change: u64,
-    _before: Arc<Page>,
-}
-
-/// Rewrites that are kept: some 64 MiB for a thread.
-const REWRITES_MAX: usize = 1 << 13;
-
-impl Hash for Rewrite {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let write = u64::from(self.from) << 8 | u64::from(self.sectors);
-        hasher.write_u64(self.page.rotate_left(40) ^ (self.before as u64).rotate_left(17) ^ write);
-    }
-}
 
 /// What is durable, or what a state makes of it.
 #[derive(Clone)]
@@ -264,22 +179,9 @@ impl Image {
         if sectors == 0 {
             return Ok(());
         }
-        let before = self.shared(page)?;
-        let key = Rewrite { page, before: Arc::as_ptr(&before).addr(), from, sectors };
-        if let Some(known) = rewrites.known.get(&key) {
-            self.hash ^= known.change;
-            self.pages.insert(page, known.after.clone());
-            return Ok(());
-        }
-        rewrites.made += 1;
-        let mut after = before.clone();
-        let change = overwrite(Arc::make_mut(&mut after), page, sectors, from, write);
+        let (after, change) = rewrites.after(self.shared(page)?, page, sectors, from, write);
         self.hash ^= change;
-        self.pages.insert(page, after.clone());
-        if rewrites.known.len() == REWRITES_MAX {
-            rewrites.known.clear();
-        }
-        rewrites.known.insert(key, Rewritten { after, change, _before: before });
+        self.pages.insert(page, after);
         Ok(())
     }
 
@@ -368,74 +270,4 @@ fn place(sector: u64) -> usize {
 /// A bit for each sector of a page for which something holds.
 fn places(holds: impl Fn(u64) -> bool) -> u8 {
     (0..SECTORS as u64).fold(0, |bits, place| bits | u8::from(holds(place)) << place)
-}
-
-/// Gives sectors of a page a write's content, unless what they have is newer; returns by what the image's hash changes.
-fn overwrite(page: &mut Page, number: u64, sectors: u8, from: u32, write: &Write) -> u64 {
-    let mut change = 0;
-    for place in (0..SECTORS).filter(|place| sectors & 1 << place != 0) {
-        if page.from[place] > from {
-            continue;
-        }
-        let sector = number * SECTORS as u64 + place as u64;
-        page.from[place] = from;
-        let before = page.sums[place];
-        let known = put(page, sector, write);
-        let after = known.unwrap_or_else(|| sum(page.sector(place)));
-        page.sums[place] = after;
-        change ^= mix(sector, before) ^ mix(sector, after);
-    }
-    change
-}
-
-/// Puts what a write has for a sector into its page; gives the sector's new hash if the write knows it.
-fn put(page: &mut Page, sector: u64, write: &Write) -> Option<u64> {
-    let start = (sector * SECTOR).max(write.offset);
-    let end = ((sector + 1) * SECTOR).min(write.end());
-    let at = usize::try_from(start % PAGE).expect("less than a page");
-    let target = &mut page.data[at..][..usize::try_from(end - start).expect("at most a sector")];
-    match &write.content {
-        Content::Data(data) => {
-            let skip = usize::try_from(start - write.offset).expect("data is in memory");
-            target.copy_from_slice(&data[skip..][..target.len()]);
-            let number = usize::try_from(sector - write.offset / SECTOR).expect("data is in memory");
-            write.sums.get(number).copied().filter(|_| write.covers(sector))
-        }
-        Content::Zero | Content::Nothing => {
-            target.fill(0);
-            write.covers(sector).then_some(*ZERO_SUM)
-        }
-    }
-}
-
-/// The hash of a sector's content.
-pub fn sum(sector: &[u8]) -> u64 {
-    XxHash3_64::oneshot(sector)
-}
-
-/// The hash of a sector's content at its place.
-pub(crate) fn mix(sector: u64, sum: u64) -> u64 {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&sector.to_le_bytes());
-    bytes[8..].copy_from_slice(&sum.to_le_bytes());
-    XxHash3_64::oneshot(&bytes)
-}
-
-/// Spreads page numbers over a table.
-#[derive(Default, Clone)]
-pub struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = XxHash3_64::oneshot(bytes);
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // Fibonacci hashing: the table looks at the upper bits, too.
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(20);
-    }
 }

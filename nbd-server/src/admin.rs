@@ -7,16 +7,20 @@ pub mod message;
 
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use nix::sys::stat::{Mode as Permissions, umask};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use crate::export::{Export, Registry};
-use crate::listen::{SocketFile, unix_socket};
+use crate::listen::{ACCEPT_REST, SocketFile, unix_socket};
 use message::{Answer, Request, Status};
 
 /// Bytes of one request; the longest has an export's name of 4096 bytes, each of them escaped.
@@ -44,11 +48,17 @@ impl Admin {
     /// Serves operators for as long as it is polled.
     pub async fn serve(&self, exports: &Registry) -> std::convert::Infallible {
         let mut operators = FuturesUnordered::new();
+        let mut rest = pin!(sleep(Duration::ZERO));
+        rest.as_mut().await;
         loop {
             tokio::select! {
-                accepted = self.listener.accept(), if operators.len() < OPERATORS_MAX => match accepted {
+                () = &mut rest, if !rest.is_elapsed() => {}
+                accepted = self.listener.accept(), if rest.is_elapsed() && operators.len() < OPERATORS_MAX => match accepted {
                     Ok((stream, _)) => operators.push(converse(stream, exports)),
-                    Err(error) => tracing::warn!(%error, "cannot accept an operator"),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept operators for now");
+                        rest.as_mut().reset(Instant::now() + ACCEPT_REST);
+                    }
                 },
                 Some(ended) = operators.next() => {
                     if let Err(error) = ended {
@@ -94,15 +104,18 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
     }
     let export = choose(exports, request.export())?;
     tracing::info!(export = export.name(), ?request, "the operator orders");
+    let span = export.span();
     match request {
         Request::List { .. } => {}
         Request::Mode { mode, .. } => {
             let mode = mode.parse()?;
-            export.change_mode(mode).await.map_err(|error| error.to_string())?;
+            export.change_mode(mode).instrument(span).await.map_err(|error| error.to_string())?;
         }
-        Request::Drain { .. } => export.drain().await.map_err(|error| error.to_string())?,
+        Request::Drain { .. } => {
+            export.drain().instrument(span).await.map_err(|error| error.to_string())?;
+        }
         Request::ClearPoison { .. } => {
-            if !export.clear_poison().await {
+            if !export.clear_poison().instrument(span).await {
                 return Err("there is no poison to clear".into());
             }
         }

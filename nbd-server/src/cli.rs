@@ -222,7 +222,8 @@ pub struct Serve {
     )]
     pub handshake_timeout: Duration,
 
-    /// How long clients may take to fetch their last replies after SIGTERM
+    /// How long clients may take to fetch their last replies after SIGTERM, and disks to store what was
+    /// acknowledged
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub shutdown_timeout: Duration,
 
@@ -230,9 +231,13 @@ pub struct Serve {
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Log connections; twice: log every request
+    /// Log connections; twice: log every request [default: what RUST_LOG says, as warn or nbd_server=debug]
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+
+    /// Log warnings and errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
 
     /// What to serve: a regular file, a block device, memory:SIZE or null:SIZE, optionally with
     /// the name clients ask for; one without a name is the default export
@@ -282,7 +287,9 @@ Examples:
   nbd-server --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca clients.pem disk.img
 
 Once it serves, it prints one URI per listener on standard output. SIGTERM finishes what was
-received, makes it durable and exits with 0; SIGUSR1 logs the counters of every export.";
+received, makes it durable and exits with 0; another one, more than a second later, does not wait for
+that. SIGHUP reads the file of --config again, and without one ends the server. SIGUSR1 logs the
+counters of every export.";
 
 /// A size in bytes, with an optional binary suffix: 64M is 64 MiB.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {

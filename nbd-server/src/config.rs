@@ -143,6 +143,13 @@ impl Plan {
                 _ => bail!("two exports are named {name:?}"),
             }
         }
+        if let Some(other) = self.exports.iter().find(|other| excludes(other, &definition)) {
+            bail!(
+                "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless both are \
+                 read-only",
+                other.name
+            );
+        }
         self.exports.push(definition);
         Ok(())
     }
@@ -187,6 +194,14 @@ impl Config {
         }
         Ok(Config { tls: plan.upgrader()?, plan, exports })
     }
+}
+
+/// Whether two exports are of the same file and cannot be served at the same time.
+fn excludes(one: &Definition, other: &Definition) -> bool {
+    let file =
+        |it: &Definition| path_of(&it.serve).map(|path| path.canonicalize().unwrap_or_else(|_| path.into()));
+    let both_read = one.access == Access::ReadOnly && other.access == Access::ReadOnly;
+    !both_read && file(one).is_some_and(|path| file(other) == Some(path))
 }
 
 fn globals(cli: &Serve) -> anyhow::Result<Globals> {

@@ -24,8 +24,8 @@ pub fn run(ctl: &Ctl) -> anyhow::Result<ExitCode> {
     BufReader::new(socket).read_line(&mut line).context("the server hung up")?;
     match serde_json::from_str(&line).context("the server hung up, or speaks another language")? {
         Answer::Error(reason) => bail!("{reason}"),
-        Answer::Exports(_) if ctl.json => print!("{line}"),
-        Answer::Exports(exports) => exports.iter().for_each(print),
+        Answer::Exports(_) if ctl.json => logging::print(line)?,
+        Answer::Exports(exports) => logging::print(exports.iter().map(told).collect::<String>())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -39,20 +39,21 @@ fn request(action: &Action) -> Request {
     }
 }
 
-fn print(export: &Status) {
+fn told(export: &Status) -> String {
     let name = if export.name.is_empty() { "(default export)" } else { &export.name };
     let access = if export.read_only { ", read-only" } else { "" };
-    println!("{name}: {}, {} bytes{access}", export.mode, export.size_bytes);
-    println!(
-        "  acknowledged and not known to be stable: {} bytes, {} of them in the early-ack cache",
+    let mut told = format!("{name}: {}, {} bytes{access}\n", export.mode, export.size_bytes);
+    told += &format!(
+        "  acknowledged and not known to be stable: {} bytes, {} of them in the early-ack cache\n",
         export.unstable_bytes, export.dirty_bytes
     );
     if let Some(poison) = &export.poison {
-        println!("  POISONED: {poison}");
+        told += &format!("  POISONED: {poison}\n");
     }
     if let Some(epoch) = &export.epoch {
-        println!("  epoch: {epoch}");
+        told += &format!("  epoch: {epoch}\n");
     }
     let counters = export.counters.iter().map(|(name, value)| format!("{name}={value}"));
-    println!("  {}", counters.collect::<Vec<_>>().join(" "));
+    told += &format!("  {}\n", counters.collect::<Vec<_>>().join(" "));
+    told
 }

@@ -117,6 +117,12 @@ impl Export {
         }
     }
 
+    /// In which its work is logged, so that every line names it.
+    #[must_use]
+    pub fn span(&self) -> tracing::Span {
+        tracing::info_span!("work", export = self.name)
+    }
+
     /// What it may acknowledge before data is safe.
     #[must_use]
     pub fn mode(&self) -> Mode {

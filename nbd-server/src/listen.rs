@@ -2,8 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 use crate::transport::Socket;
 
 /// How long accepting rests when descriptors have run out: the wait for some connection to end.
-const ACCEPT_REST: Duration = Duration::from_millis(200);
+pub(crate) const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// A socket that clients connect to.
 pub enum Listener {
@@ -154,18 +152,7 @@ pub fn make_room(connections_max: usize) {
 /// refused.
 pub fn unix_socket(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let shown = path.display();
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            bail!("cannot listen on {shown}: it exists and is not a socket");
-        }
-        match StdUnixStream::connect(path) {
-            Ok(_) => bail!("cannot listen on {shown}: another server is listening there"),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {shown}")),
-        }
-    }
+    recording::vacate(path).with_context(|| format!("cannot listen on {shown}"))?;
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
     Ok((listener, SocketFile(path.to_owned())))
 }

@@ -1,20 +1,25 @@
 //! The `nbd-server` binary: parse, open, serve.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use logging::{LevelFilter, Log, Look};
 use nbd_server::cli::{Cli, Command, LogFormat, Serve};
 use nbd_server::config::{Config, Plan, Recording};
 use nbd_server::confine::{self, User};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
 use nbd_server::server::{self, Reloader, Sockets};
-use tracing::Level;
+
+/// What errors begin with.
+const NAME: &str = "nbd-server";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help) => return logging::print::help(NAME, help.print(), help.exit_code(), 1),
+    };
     let done = match &cli.command {
         Some(Command::Ctl(ctl)) => ctl::run(ctl),
         Some(Command::CheckConfig { file }) => check(file),
@@ -23,14 +28,20 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("nbd-server: {error:#}");
+            logging::complain(NAME, format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
-    start_log(cli);
+    let log = start_log(cli);
+    let code = run(cli, &log);
+    log.finish();
+    code
+}
+
+fn run(cli: &Serve, log: &Log) -> anyhow::Result<ExitCode> {
     let plan = match &cli.config {
         Some(file) => Plan::read(file)?,
         None => Plan::typed(cli)?,
@@ -42,30 +53,38 @@ fn serve(cli: &Serve) -> anyhow::Result<ExitCode> {
     let recording = Recording::open(&plan.globals)?;
     let reach = plan.reach(cli.config.as_deref());
     let confined = confine::files(plan.globals.sandbox, &reach)?;
+    log.in_background();
     let pool = Pool::start(pool::THREADS)?;
     let config = Config::open(plan, &pool)?;
     recording.map_or(Ok(()), |recording| recording.begin(&config))?;
     let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), reach, pool));
-    runtime.block_on(server::run(config, sockets, confined, reloader))
+    let code = runtime.block_on(server::run(config, sockets, confined, reloader));
+    // Its threads may wait for a disk for ever; they end with the process.
+    std::mem::forget(runtime);
+    code
 }
 
 fn check(file: &Path) -> anyhow::Result<ExitCode> {
     let plan = Plan::read(file)?;
     plan.check()?;
-    println!("{}: fine, with {} exports", file.display(), plan.exports.len());
+    let exports = match plan.exports.len() {
+        1 => "1 export".to_owned(),
+        many => format!("{many} exports"),
+    };
+    logging::print(format!("{}: fine, with {exports}\n", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_log(cli: &Serve) {
-    let level = match cli.verbose {
-        0 => Level::INFO,
-        1 => Level::DEBUG,
-        _ => Level::TRACE,
+fn start_log(cli: &Serve) -> Log {
+    let level = match (cli.quiet, cli.verbose) {
+        (true, _) => Some(LevelFilter::WARN),
+        (false, 0) => None,
+        (false, 1) => Some(LevelFilter::DEBUG),
+        (false, _) => Some(LevelFilter::TRACE),
     };
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(colours);
-    match cli.log_format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let look = match cli.log_format {
+        LogFormat::Text => Look::Text,
+        LogFormat::Json => Look::Json,
+    };
+    logging::start(&logging::Options { level, look, ..logging::Options::default() })
 }

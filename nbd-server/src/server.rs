@@ -3,10 +3,9 @@
 mod crew;
 mod reload;
 
-use std::io::Write;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use common::handshake::server::Encryption;
@@ -16,19 +15,26 @@ use futures::channel::oneshot;
 use futures::future::join_all;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::admin::Admin;
 use crate::buf::{Budget, Pool};
 use crate::config::{Config, DEFAULT_ADDRESS, Globals, resolve};
 use crate::confine::Confined;
+use crate::export::Export;
 use crate::listen::{Listener, make_room};
 use crate::session::Memory;
 use crate::worker::{Shared, Task};
 use crew::Crew;
 
 pub use reload::Reloader;
+
+/// Signals that come within so long after the first are the same wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
+/// How long disks have at least to store what was acknowledged, once the last client was waited for.
+const CLOSE_MIN: Duration = Duration::from_secs(5);
 
 /// The sockets of a server.
 pub struct Sockets {
@@ -78,29 +84,34 @@ pub async fn run(
     confined.calls(globals.sandbox)?;
     confined.log();
     announce(&listeners, policy)?;
-
-    let hangup = match &mut reloader {
-        Some(reloader) => Hangup::Reloads(reloader, &keeper),
-        None => Hangup::Stops,
-    };
+    let hangups = Notify::new();
+    let on_hangup = if reloader.is_some() { Hangup::Reloads(&hangups) } else { Hangup::Stops };
+    // On the heap, because they are left where they are if the end does not wait for them: whoever drops a sync that a
+    // disk still works on must take what it was to store for lost.
+    let mut reloads = Box::pin(reload_at(&hangups, reloader.as_mut(), &shared, &keeper));
     // Heard to the end: an order that was begun is carried out.
-    let mut hearing = pin!(hear(admin.as_ref(), &shared));
+    let mut hearing = Box::pin(hear(admin.as_ref(), &shared));
     tokio::select! {
         never = accept_all(&listeners, &mut crew, &places) => match never {},
         never = &mut hearing => match never {},
-        () = signals.stop(&shared, hangup) => {}
+        never = &mut reloads => match never {},
+        () = signals.stop(&shared, on_hangup) => {}
     }
     tell_systemd(NotifyState::Stopping);
     drop(listeners);
     let _workers_listen_while_they_live = stop.send(());
-    tokio::select! {
-        code = finish(&shared, &places, globals.connections_max) => code,
+    let mut finishing = Box::pin(finish(&shared, &places, globals.connections_max));
+    let code = tokio::select! {
+        code = &mut finishing => code,
         never = &mut hearing => match never {},
-        () = signals.stop(&shared, Hangup::IsIgnored) => {
-            tracing::error!("second signal: leaving at once; what was not durable may be lost");
-            Ok(ExitCode::FAILURE)
+        never = &mut reloads => match never {},
+        () = signals.hurry(&shared) => {
+            tracing::warn!("another signal: leaving at once");
+            abandon(&shared)
         }
-    }
+    };
+    std::mem::forget((finishing, hearing, reloads));
+    Ok(code)
 }
 
 async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
@@ -125,13 +136,13 @@ async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
 /// Tells people (log) and scripts (standard output) where clients connect.
 fn announce(listeners: &[Listener], encryption: Option<Encryption>) -> anyhow::Result<()> {
     let tls = if encryption == Some(Encryption::Required) { Tls::Required } else { Tls::Off };
-    let mut stdout = std::io::stdout().lock();
     for listener in listeners {
         let uri = Uri { tls, ..listener.uri().context("cannot tell the listening address")? };
         tracing::info!(%uri, "listening");
-        let _nobody_may_read = writeln!(stdout, "{uri}");
+        if let Err(error) = logging::announce(&format!("{uri}\n")) {
+            tracing::warn!(%error, "cannot tell the URI on standard output");
+        }
     }
-    let _nobody_may_read = stdout.flush();
     tell_systemd(NotifyState::Ready);
     Ok(())
 }
@@ -175,33 +186,88 @@ async fn accept_all(
     }
 }
 
-/// Waits for the connections to end, then makes everything durable.
-async fn finish(shared: &Shared, places: &Semaphore, connections_max: usize) -> anyhow::Result<ExitCode> {
+/// Reads the configuration again whenever it is asked to, if there is one.
+async fn reload_at(
+    hangups: &Notify,
+    reloader: Option<&mut Reloader>,
+    shared: &Shared,
+    keeper: &mpsc::UnboundedSender<Task>,
+) -> std::convert::Infallible {
+    match reloader {
+        Some(reloader) => reloader.serve(hangups, shared, keeper).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the connections to end, then makes everything durable; neither for ever.
+async fn finish(shared: &Shared, places: &Semaphore, connections_max: usize) -> ExitCode {
+    let deadline = Instant::now() + shared.shutdown_timeout;
     let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
     let mut code = ExitCode::SUCCESS;
-    if timeout(shared.shutdown_timeout, places.acquire_many(all)).await.is_err() {
+    if timeout_at(deadline, places.acquire_many(all)).await.is_err() {
         tracing::error!("some clients did not fetch their last replies in time (--shutdown-timeout)");
         code = ExitCode::FAILURE;
     }
+    // Clients that took all the time are not to take that of the disks.
+    let deadline = deadline.max(Instant::now() + CLOSE_MIN.min(shared.shutdown_timeout));
     let closings = shared.exports.unclosed().into_iter().map(|export| async move {
-        let closed = export.close().await;
-        tracing::info!(export = export.name(), counters = %export.counters(), "closed");
-        closed.map_err(|error| tracing::error!(export = export.name(), %error, "not everything is durable"))
+        let span = export.span();
+        let mut closing = Box::pin(export.close().instrument(span.clone()));
+        let closed = timeout_at(deadline, &mut closing).await;
+        let closed = span.in_scope(|| match closed {
+            Ok(Ok(())) => {
+                tracing::info!(counters = %export.counters(), "closed");
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "not everything is durable");
+                Err(())
+            }
+            Err(_elapsed) => is_stable(&export, "its disk did not store it in time (--shutdown-timeout)"),
+        });
+        drop(span);
+        // See where the others are left.
+        std::mem::forget(closing);
+        std::mem::forget(export);
+        closed
     });
     if join_all(closings).await.contains(&Err(())) {
         code = ExitCode::FAILURE;
     }
-    Ok(code)
+    code
+}
+
+/// Leaves everything as it is; the exit code says whether all of it is stable.
+fn abandon(shared: &Shared) -> ExitCode {
+    let why = "the server did not wait for it";
+    let all_stable = shared
+        .exports
+        .unclosed()
+        .iter()
+        .all(|export| export.span().in_scope(|| is_stable(export, why).is_ok()));
+    if all_stable { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Tells what is not stable of an export that is left as it is, if anything.
+fn is_stable(export: &Export, why: &str) -> Result<(), ()> {
+    let health = export.health();
+    if health.unstable_bytes == 0 && health.poison.is_none() {
+        return Ok(());
+    }
+    tracing::error!(
+        unstable_bytes = health.unstable_bytes,
+        poison = health.poison,
+        "what was acknowledged is not known to be stable: {why}"
+    );
+    Err(())
 }
 
 /// What SIGHUP does.
 enum Hangup<'a> {
     /// Where there is a configuration file.
-    Reloads(&'a mut Reloader, &'a mpsc::UnboundedSender<Task>),
+    Reloads(&'a Notify),
     /// Where there is none: a terminal has gone.
     Stops,
-    /// While the server stops already.
-    IsIgnored,
 }
 
 struct Signals {
@@ -223,29 +289,61 @@ impl Signals {
     }
 
     /// Returns at SIGTERM or SIGINT; logs the counters at SIGUSR1.
-    async fn stop(&mut self, shared: &Shared, mut hangup: Hangup<'_>) {
+    async fn stop(&mut self, shared: &Shared, hangup: Hangup<'_>) {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => match &mut hangup {
-                    Hangup::Reloads(reloader, keeper) => reloader.reload(shared, keeper).await,
-                    Hangup::Stops => return,
-                    Hangup::IsIgnored => {}
-                },
-                _ = self.report.recv() => {
-                    for export in shared.exports.all() {
-                        let health = export.health();
-                        tracing::info!(
-                            export = export.name(),
-                            counters = %export.counters(),
-                            dirty_bytes = health.dirty_bytes,
-                            poison = health.poison,
-                            "counters"
-                        );
-                    }
+            match (self.next().await, &hangup) {
+                (Heard::Stop(name), _) => return tracing::info!("{name}: finishing what was received"),
+                (Heard::Hangup, Hangup::Stops) => {
+                    return tracing::info!(
+                        "SIGHUP, and no --config to read again: finishing what was received"
+                    );
                 }
+                (Heard::Hangup, Hangup::Reloads(hangups)) => hangups.notify_one(),
+                (Heard::Report, _) => report(shared),
             }
         }
+    }
+
+    /// The same while the server stops already: returns when somebody wants it to be quicker. Whoever signals a process
+    /// and then its group, as timeout(1) does, has one wish.
+    async fn hurry(&mut self, shared: &Shared) {
+        let since = Instant::now();
+        loop {
+            match self.next().await {
+                Heard::Stop(_) if since.elapsed() >= SAME_WISH => return,
+                Heard::Stop(name) => tracing::debug!("{name} once more, at the same time"),
+                Heard::Hangup => tracing::info!("SIGHUP is ignored: the server is stopping"),
+                Heard::Report => report(shared),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Heard {
+        tokio::select! {
+            _ = self.terminate.recv() => Heard::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Heard::Stop("SIGINT"),
+            _ = self.hangup.recv() => Heard::Hangup,
+            _ = self.report.recv() => Heard::Report,
+        }
+    }
+}
+
+/// A signal.
+enum Heard {
+    Stop(&'static str),
+    Hangup,
+    Report,
+}
+
+fn report(shared: &Shared) {
+    for export in shared.exports.all() {
+        let health = export.health();
+        tracing::info!(
+            export = export.name(),
+            counters = %export.counters(),
+            dirty_bytes = health.dirty_bytes,
+            poison = health.poison,
+            "counters"
+        );
     }
 }

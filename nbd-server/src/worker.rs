@@ -104,15 +104,16 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
         export.retired().await;
         if timeout(shared.shutdown_timeout, export.empty()).await.is_err() {
             // Their requests may still be under way, so the export lives for as long as they stay.
-            tracing::warn!(export = export.name(), "cannot be removed while clients leave replies unread");
+            tracing::warn!("cannot be removed while clients leave replies unread");
             export.empty().await;
         }
         if let Err(error) = export.close().await {
-            tracing::error!(export = export.name(), %error, "not everything is durable");
+            tracing::error!(%error, "not everything is durable");
         }
     };
     // Closing needs the background, so both go on until the end.
-    select(pin!(export.device().background(Rc::new(RuntimeClock))), pin!(end)).await;
+    let background = export.device().background(Rc::new(RuntimeClock));
+    select(pin!(background.instrument(export.span())), pin!(end.instrument(export.span()))).await;
     shared.exports.let_go(&export);
     let (name, counters) = (export.name().to_owned(), export.counters().to_string());
     drop(export);
@@ -145,7 +146,7 @@ async fn work(
                 continue;
             }
         };
-        let span = tracing::info_span!("client", %socket);
+        let span = tracing::info_span!("client", address = %socket, export = tracing::field::Empty);
         let company = company.clone();
         let connection = async move {
             serve(socket, &shared, &company).await;
@@ -266,11 +267,14 @@ async fn transmit<S: session::Stream>(
     shared: &Shared,
     company: &Rc<Company>,
 ) -> End {
+    // Not a span of its own, which would be entered and left for each request.
+    tracing::Span::current().record("export", export.name());
     let Some(visit) = export.visit() else {
-        tracing::warn!(export = export.name(), "too many connections to the export: closing this one");
+        tracing::warn!("too many connections to the export (max-connections): closing this one");
         return End::Stopped;
     };
-    tracing::debug!(export = export.name(), ?agreed, "transmission begins");
+    let contexts = agreed.contexts.len();
+    tracing::debug!(replies = ?agreed.style, contexts, "transmission begins");
     let member = company.join(&export);
 
     let progress = Rc::new(Progress::default());

@@ -45,7 +45,7 @@ mod marks;
 mod read;
 mod write;
 
-pub use marks::{Marks, send_mark};
+pub use marks::{Marks, send_mark, vacate};
 pub use read::{ReadError, Reader};
 pub use write::{Recorder, Tap};
 

@@ -2,6 +2,7 @@
 //! number once it is recorded.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,10 +21,7 @@ impl Marks {
     /// # Errors
     /// Where the path is taken or cannot be made.
     pub fn listen(path: &Path) -> io::Result<Marks> {
-        // What a recorder that has ended left behind answers nobody.
-        if UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-            fs::remove_file(path)?;
-        }
+        vacate(path)?;
         Ok(Marks { listener: UnixListener::bind(path)? })
     }
 
@@ -42,6 +40,26 @@ impl Marks {
             }
         })?;
         Ok(())
+    }
+}
+
+/// Makes way for a socket at a path: removes one that a process which was killed has left behind, and nothing else.
+///
+/// # Errors
+/// Where somebody listens there, or there is something that is no socket.
+pub fn vacate(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    // Not by connecting to it: what is no socket refuses a connection, too.
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "it exists and is not a socket"));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another server is listening there")),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
     }
 }
 

@@ -121,6 +121,10 @@ fn marks_come_from_anywhere_and_are_answered() {
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     Marks::listen(&socket).unwrap().take(recorder).unwrap();
     assert!(Marks::listen(&socket).is_err(), "two recorders at one socket");
+    let precious = dir.path().join("precious");
+    fs::write(&precious, "a disk image").unwrap();
+    assert!(Marks::listen(&precious).is_err(), "what is no socket stays");
+    assert_eq!(fs::read(&precious).unwrap(), b"a disk image");
     let senders: Vec<_> = (0..4)
         .map(|sender| {
             let socket = socket.clone();

@@ -114,12 +114,26 @@ fn the_beginning_of_a_file_is_served_and_no_more() {
 }
 
 #[test]
+fn a_file_is_served_twice_only_read_only() {
+    let disk = Disk::sparse(1 << 20);
+    let both = |how: &str| File::of(&["a", "b"].map(|name| export(name, text(disk.path()), how)).concat());
+    let file = both("");
+    let check = |file: &File| tool::run(server_tool(), &["check-config", text(&file.path())]);
+    let done = check(&file);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stderr.contains("is served as \"a\" already"), "{done:?}");
+    let refused = Server::builder().config(&file.path(), 2).refused();
+    assert!(refused.log.contains("is served as \"a\" already"), "{refused:?}");
+    assert!(check(&both("read-only = true")).status.success());
+}
+
+#[test]
 fn files_are_checked_while_a_server_runs_by_them() {
     let disk = Disk::sparse(1 << 20);
     let file = File::of(&export("a", text(disk.path()), ""));
     let _server = file.serve();
     let done = tool::run(server_tool(), &["check-config", text(&file.path())]);
-    assert!(done.status.success() && done.stdout.contains("fine, with 1 exports"), "{done:?}");
+    assert!(done.status.success() && done.stdout.contains("fine, with 1 export"), "{done:?}");
     for (bad, complaint) in [
         (export("a", "/nowhere", ""), "/nowhere"),
         (export("a", "memory:7", ""), "multiple of 512"),
@@ -207,7 +221,7 @@ fn a_reload_changes_the_manner_of_an_export_under_its_connections() {
         &at,
         "durability = \"writethrough\"\ndescription = \"after\"\nmax-connections = 1",
     ));
-    reload(&server, "changed export=\"a\"");
+    reload(&server, "the mode is writethrough now");
     assert_eq!(disk.content()[..512], [3; 512], "the old mode's promises are kept first");
     let told = listed(server.endpoint())[0].description.clone().expect("a text");
     assert!(told.starts_with("durability=writethrough") && told.ends_with("; after"), "{told}");

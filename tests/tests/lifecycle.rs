@@ -300,6 +300,21 @@ fn help_teaches_and_version_tells() {
 }
 
 #[test]
+fn no_socket_takes_the_place_of_something_else() {
+    let disk = Disk::holding(&[7; 4096]);
+    let precious = disk.path().to_str().expect("temporary paths are text");
+    let record = disk.dir().join("recording").to_str().expect("temporary paths are text").to_owned();
+    for args in
+        [&["--record", &record, "--marks", precious][..], &["--admin", precious], &["--unix", precious]]
+    {
+        let refused = Server::builder().export("memory:1M").unix().args(args).refused();
+        assert_eq!(refused.code, Some(1), "{args:?}");
+        assert!(refused.log.contains("it exists and is not a socket"), "{args:?}: {}", refused.log);
+        assert!(disk.content() == [7; 4096], "{args:?}");
+    }
+}
+
+#[test]
 fn sigusr1_logs_the_counters_and_serves_on() {
     let server = Server::builder().export("memory:1M").unix().args(&["--log-format", "json"]).start();
     let mut client = Client::connect(server.endpoint());

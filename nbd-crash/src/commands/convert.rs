@@ -34,7 +34,7 @@ fn made(
         // It was new; what is left of it would only mislead.
         let _ = fs::remove_file(to);
     })?;
-    println!("{}: {count} {what}", to.display());
+    logging::print(format!("{}: {count} {what}\n", to.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,7 +1,7 @@
 //! `nbd-crash explore`.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -57,9 +57,9 @@ pub(super) fn run(explore: &Explore) -> anyhow::Result<ExitCode> {
         fs::write(path, report).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if explore.json {
-        println!("{}", serde_json::to_string_pretty(&outcome)?);
+        logging::print(serde_json::to_string_pretty(&outcome)? + "\n")?;
     } else {
-        print(&outcome);
+        logging::print(told(&outcome))?;
     }
     Ok(ExitCode::from(u8::from(!outcome.violations.is_empty())))
 }
@@ -93,23 +93,26 @@ fn threads(explore: &Explore) -> usize {
     }
 }
 
-fn print(outcome: &Outcome) {
+fn told(outcome: &Outcome) -> String {
     let Outcome { contract, states, points, volatile_max, seconds, violations, .. } = outcome;
+    let mut lines = Vec::new();
     for violation in violations {
-        println!("{}", violation.state);
-        violation.faults.iter().for_each(|fault| println!("    {fault}"));
-        println!("  it is enough to lose ({} checks; {}):", violation.guilt.checks, violation.guilt.state);
-        violation.guilt.lost.iter().for_each(|lost| println!("    {}", lost.words));
+        let guilt = &violation.guilt;
+        lines.push(violation.state.clone());
+        lines.extend(violation.faults.iter().map(|fault| format!("    {fault}")));
+        lines.push(format!("  it is enough to lose ({} checks; {}):", guilt.checks, guilt.state));
+        lines.extend(guilt.lost.iter().map(|lost| format!("    {}", lost.words)));
     }
     let rate = *states as f64 / seconds.max(f64::MIN_POSITIVE);
-    println!(
+    lines.push(format!(
         "{}: {states} states at {points} points, at most {volatile_max} writes to lose, {rate:.0} states/s",
         contract.name()
-    );
-    match outcome.first_violation {
-        None => println!("every promise was kept"),
-        Some(first) => println!("{} violations, the first in state {first}", violations.len()),
-    }
+    ));
+    lines.push(match outcome.first_violation {
+        None => "every promise was kept".to_owned(),
+        Some(first) => format!("{} violations, the first in state {first}", violations.len()),
+    });
+    lines.join("\n") + "\n"
 }
 
 /// Tells how far it is.
@@ -133,17 +136,15 @@ impl Progress {
         let rate = states as f64 / self.began.elapsed().as_secs_f64();
         let words = format!("{states} states, {rate:.0}/s, {violations} violations");
         if self.is_terminal {
-            eprint!("\r{words}\x1b[K");
-            // Nothing depends on it.
-            let _ = std::io::stderr().flush();
+            logging::print::hint(&format!("\r{words}\x1b[K"));
         } else {
-            eprintln!("{words}");
+            logging::print::hint(&format!("{words}\n"));
         }
     }
 
     fn end(&self) {
         if self.is_terminal {
-            eprint!("\r\x1b[K");
+            logging::print::hint("\r\x1b[K");
         }
     }
 }

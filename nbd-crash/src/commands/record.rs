@@ -18,7 +18,10 @@ pub(super) fn run(record: &Record) -> anyhow::Result<ExitCode> {
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = endpoint::listen(&record.listen).await?;
         let proxy = Arc::new(Proxy::new(record)?);
-        println!("{}", endpoint::uri(&listener, proxy.name()).context("cannot say where it listens")?);
+        let uri = endpoint::uri(&listener, proxy.name()).context("cannot say where it listens")?;
+        if let Err(error) = logging::announce(&format!("{uri}\n")) {
+            tracing::warn!(%error, "cannot tell the URI on standard output");
+        }
         tokio::select! {
             never = proxy.serve(&listener) => match never {},
             _ = interrupt.recv() => {}

@@ -1,6 +1,5 @@
 //! `nbd-crash show` and `serve`: what was recorded, and what was left of it.
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -17,15 +16,8 @@ use crate::walk::Walk;
 
 pub(super) fn run(show: &Show) -> anyhow::Result<ExitCode> {
     let history = open(&show.log)?;
-    let mut out = std::io::stdout().lock();
-    for event in &history.events {
-        let line = if show.json { as_json(&history, event) } else { as_text(&history, event) };
-        match writeln!(out, "{line}") {
-            // As from `head`.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
-            written => written?,
-        }
-    }
+    let line = |event| if show.json { as_json(&history, event) } else { as_text(&history, event) };
+    logging::print(history.events.iter().map(|event| line(event) + "\n").collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,7 +103,10 @@ pub(super) fn serve(serve: &Serve) -> anyhow::Result<ExitCode> {
     let image = Arc::new(walk.state(&kept)?);
     let served = Served::new(history.header.size);
     served.show(&image);
-    println!("{}", served.serve(&serve.listen, &history.header.name)?);
+    let uri = served.serve(&serve.listen, &history.header.name)?;
+    if let Err(error) = logging::announce(&format!("{uri}\n")) {
+        tracing::warn!(%error, "cannot tell the URI on standard output");
+    }
     loop {
         thread::park();
     }

@@ -139,27 +139,8 @@ impl RawOracle {
         };
         let mut before = [0; SECTOR_LEN];
         Image::new(self.base.clone()).read(start, &mut before)?;
-        let is_stable = |index: &usize| self.stability.is_stable(*index, self.promised.time);
-        // What was not answered yet is overwritten by nobody.
-        let overwritten = |write: &Write, by: Option<usize>| {
-            let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
-            answered.is_some_and(|at| by.is_some_and(|last| last > at))
-        };
-        // Most sectors are what one write made of them.
-        if writes().all(|index| self.front.writes[index].covers(sector)) {
-            let last = writes().filter(is_stable).map(|index| self.front.writes[index].received).max();
-            let is_it = |write: &Write| match &write.content {
-                Content::Nothing => true,
-                Content::Zero => found == [0; SECTOR_LEN],
-                Content::Data(data) => {
-                    let skip = usize::try_from(start - write.offset).expect("data is in memory");
-                    data[skip..][..SECTOR_LEN] == found
-                }
-            };
-            let mut all = writes().map(|index| &self.front.writes[index]);
-            if last.is_none() && before == found || all.any(|it| is_it(it) && !overwritten(it, last)) {
-                return Ok(true);
-            }
+        if self.is_of_one(sector, &found, &before, &writes().collect::<Vec<_>>()) {
+            return Ok(true);
         }
         // Byte by byte, because writes need not cover sectors whole.
         let places = |write: &Write| {
@@ -168,7 +149,7 @@ impl RawOracle {
         };
         // When the last durable write to each was received.
         let mut durable: [Option<usize>; SECTOR_LEN] = [None; SECTOR_LEN];
-        for index in writes().filter(is_stable) {
+        for index in writes().filter(|index| self.is_stable(*index)) {
             let write = &self.front.writes[index];
             durable[places(write)].iter_mut().for_each(|last| *last = (*last).max(Some(write.received)));
         }
@@ -186,10 +167,47 @@ impl RawOracle {
                         data[usize::try_from(skip).expect("data is in memory")] == found[place]
                     }
                 };
-                allowed[place] |= is_it && !overwritten(write, durable[place]);
+                allowed[place] |= is_it && !self.is_overwritten(write, durable[place]);
             }
         }
         Ok(allowed.iter().all(|allowed| *allowed))
+    }
+
+    /// Whether a sector, each of whose writes covers all of it, is what one of them made of it, or what was there before:
+    /// most sectors are.
+    fn is_of_one(
+        &self,
+        sector: u64,
+        found: &[u8; SECTOR_LEN],
+        before: &[u8; SECTOR_LEN],
+        writes: &[usize],
+    ) -> bool {
+        let all = || writes.iter().map(|index| &self.front.writes[*index]);
+        if !all().all(|write| write.covers(sector)) {
+            return false;
+        }
+        let stable = writes.iter().filter(|index| self.is_stable(**index));
+        let last = stable.map(|index| self.front.writes[*index].received).max();
+        let is_it = |write: &Write| match &write.content {
+            Content::Nothing => true,
+            Content::Zero => *found == [0; SECTOR_LEN],
+            Content::Data(data) => {
+                let skip = usize::try_from(sector * SECTOR - write.offset).expect("data is in memory");
+                data[skip..][..SECTOR_LEN] == *found
+            }
+        };
+        (last.is_none() && before == found) || all().any(|it| is_it(it) && !self.is_overwritten(it, last))
+    }
+
+    /// Whether nothing is left of a write where the last durable one was received at a time. What was not answered yet is
+    /// overwritten by nobody.
+    fn is_overwritten(&self, write: &Write, last: Option<usize>) -> bool {
+        let answered = write.answered.map(|(at, _)| at).filter(|at| *at < self.promised.time);
+        answered.is_some_and(|at| last.is_some_and(|last| last > at))
+    }
+
+    fn is_stable(&self, write: usize) -> bool {
+        self.stability.is_stable(write, self.promised.time)
     }
 
     fn is_received(&self, write: usize) -> bool {

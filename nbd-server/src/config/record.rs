@@ -19,10 +19,11 @@ impl Recording {
     /// Makes the file, which must not be a recording already, and listens for marks; nothing where none is wanted.
     pub fn open(globals: &Globals) -> anyhow::Result<Option<Recording>> {
         let Some(path) = &globals.record else { return Ok(None) };
-        let file = File::create_new(path).with_context(|| format!("cannot record to {}", path.display()))?;
         let listen =
             |path| Marks::listen(path).with_context(|| format!("cannot take marks at {}", path.display()));
-        Ok(Some(Recording { file, marks: globals.marks.as_deref().map(listen).transpose()? }))
+        let marks = globals.marks.as_deref().map(listen).transpose()?;
+        let file = File::create_new(path).with_context(|| format!("cannot record to {}", path.display()))?;
+        Ok(Some(Recording { file, marks }))
     }
 
     /// Records the one export of the plan from now on.

@@ -4,11 +4,16 @@
 //! First everything new is opened; if anything is wrong, nothing has changed. What cannot change while
 //! the server runs is told and left as it is.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, bail};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::Instrument;
 
 use crate::config::{Definition, Plan, path_of};
 use crate::confine::{Reach, Sandbox};
@@ -26,6 +31,13 @@ pub struct Reloader {
     pool: Pool,
 }
 
+/// Another mode for an export.
+struct ModeChange {
+    export: Arc<Export>,
+    before: Mode,
+    after: Mode,
+}
+
 /// What one reload does.
 struct Changes {
     added: Vec<Arc<Export>>,
@@ -41,16 +53,41 @@ impl Reloader {
         Reloader { path, in_force: plan, reach, pool }
     }
 
-    /// Reads the file and puts it in force; what happened is in the log.
-    pub(super) async fn reload(&mut self, shared: &Shared, keeper: &UnboundedSender<Task>) {
-        match self.try_reload(shared, keeper).await {
-            Ok(()) => {}
-            Err(error) => tracing::error!("nothing was reloaded: {error:#}"),
+    /// Reads the file and puts it in force whenever it is asked to; what happened is in the log. Modes change in the
+    /// background: that waits for disks, and nobody else is to wait for these.
+    pub(super) async fn serve(
+        &mut self,
+        asked: &Notify,
+        shared: &Shared,
+        keeper: &UnboundedSender<Task>,
+    ) -> std::convert::Infallible {
+        let mut changing = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = asked.notified() => match self.reload(shared, keeper).await {
+                    Ok(modes) => changing.extend(modes.into_iter().map(ModeChange::carry_out)),
+                    Err(error) => tracing::error!("nothing was reloaded: {error:#}"),
+                },
+                Some(failed) = changing.next() => {
+                    if let Err(ModeChange { export, before, after }) = failed {
+                        // Tried again by the next reload.
+                        let exports = self.in_force.exports.iter_mut();
+                        let same = exports.filter(|it| it.name == export.name() && it.mode == after);
+                        same.for_each(|it| it.mode = before);
+                    }
+                }
+            }
         }
     }
 
-    async fn try_reload(&mut self, shared: &Shared, keeper: &UnboundedSender<Task>) -> anyhow::Result<()> {
-        let plan = Plan::read(&self.path)?;
+    async fn reload(
+        &mut self,
+        shared: &Shared,
+        keeper: &UnboundedSender<Task>,
+    ) -> anyhow::Result<Vec<ModeChange>> {
+        let path = self.path.clone();
+        let plan = tokio::task::spawn_blocking(move || Plan::read(&path)).await;
+        let plan = plan.context("reading has panicked")??;
         let upgrader = plan.upgrader()?;
         if upgrader.is_some() != self.in_force.tls.is_some() {
             bail!("TLS cannot be switched on or off while the server runs");
@@ -61,13 +98,11 @@ impl Reloader {
         if plan.globals != self.in_force.globals {
             tracing::warn!("what is said outside of [tls] and [[export]] counts after a restart only");
         }
+        let certificates = if upgrader.is_some() { "; the certificates were read again" } else { "" };
         *shared.tls.write().unwrap_or_else(PoisonError::into_inner) = upgrader;
         self.in_force = Plan { globals: self.in_force.globals.clone(), ..plan };
-        for (name, mode) in changes.apply(shared, keeper).await {
-            // Tried again by the next reload.
-            self.in_force.exports.iter_mut().filter(|it| it.name == name).for_each(|it| it.mode = mode);
-        }
-        Ok(())
+        tracing::info!("{} was reloaded: {changes}{certificates}", self.path.display());
+        Ok(changes.apply(shared, keeper))
     }
 }
 
@@ -124,19 +159,16 @@ impl Changes {
         Ok(changes)
     }
 
-    /// Does it; returns the exports that stay in their old mode, and that.
-    async fn apply(self, shared: &Shared, keeper: &UnboundedSender<Task>) -> Vec<(String, Mode)> {
-        let mut unchanged = Vec::new();
+    /// Does it, but for changes of modes, which are still to be carried out.
+    fn apply(self, shared: &Shared, keeper: &UnboundedSender<Task>) -> Vec<ModeChange> {
+        let mut modes = Vec::new();
         for (before, after) in self.changed {
             let Some(export) = shared.exports.get(&after.name) else { continue };
             export.present(after.text, after.admission);
-            if after.mode != before.mode
-                && let Err(error) = export.change_mode(after.mode).await
-            {
-                tracing::error!(export = export.name(), %error, "the mode was not changed");
-                unchanged.push((after.name, before.mode));
-            }
             tracing::info!(export = export.name(), "changed");
+            if after.mode != before.mode {
+                modes.push(ModeChange { export, before: before.mode, after: after.mode });
+            }
         }
         for name in self.removed {
             if shared.exports.retire(&name).is_some() {
@@ -150,6 +182,34 @@ impl Changes {
                 tracing::error!("a worker has died; the export's own work is not done");
             }
         }
-        unchanged
+        modes
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (added, removed, changed) = (self.added.len(), self.removed.len(), self.changed.len());
+        match added + removed + changed {
+            0 => f.write_str("no export has changed"),
+            _ => write!(f, "exports added: {added}, removed: {removed}, changed: {changed}"),
+        }
+    }
+}
+
+impl ModeChange {
+    /// Waits for what was acknowledged before to be stable; gives it back if the mode stays as it was.
+    async fn carry_out(self) -> Result<(), ModeChange> {
+        let span = self.export.span();
+        let changed = self.export.change_mode(self.after).instrument(span.clone()).await;
+        span.in_scope(|| match changed {
+            Ok(()) => {
+                tracing::info!("the mode is {} now", self.after);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the mode was not changed");
+                Err(self)
+            }
+        })
     }
 }

@@ -52,10 +52,19 @@ pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: T
         Ok(body) => ticket.succeed(body),
         Err(error) => {
             export.counters().failed();
-            tracing::warn!(export = export.name(), ?command, %error, "request failed");
+            if is_refusal(&error) {
+                tracing::debug!(?command, %error, "request refused");
+            } else {
+                tracing::warn!(?command, %error, "request failed");
+            }
             ticket.fail(wire_error(&command, &error), &error.to_string(), failed_at(&error));
         }
     }
+}
+
+/// Whether an error says nothing but that this cannot be had, which clients ask to find out.
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
 }
 
 /// Runs a command; returns what goes into its answer.
