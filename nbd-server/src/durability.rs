@@ -513,9 +513,13 @@ impl Durability {
     /// The operator has seen that acknowledged data may be lost, and goes on. Returns whether it
     /// may have been. What could not be written and is still in the cache is tried again.
     pub async fn clear_poison(&self) -> bool {
+        let seen = self.commit.losses();
         // One at a time: what another one is about to ignore must not be the next loss.
         let _alone = self.clearing.lock().await;
         let Some((cause, losses)) = self.commit.poison_cause() else { return false };
+        if losses != seen {
+            return false;
+        }
         self.note_loss().await;
         self.commit.tell_old_errors(&*self.storage).await;
         // Before anything can fail that this loss is not about.

@@ -112,6 +112,9 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "a-clearing-clears-what-the-operator-has-not-seen" "E1" COMMIT:
         "if self.losses() == losses && state.poison.take().is_some() {" =>
         "let _ = losses;\n        if state.poison.take().is_some() {";
+    "a-clearing-that-waited-clears-the-next-loss" "E1" ENGINE:
+        "if losses != seen {" =>
+        "if false && losses != seen {";
     "lost-write-back-forgotten" "E1" EARLY:
         "commit.poison(&error);" =>
         "let _ = error;";
