@@ -4,6 +4,7 @@
 //! thread is left behind when time is up; it ends when the device is disconnected.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -30,6 +31,9 @@ pub async fn bounded<T: Send + 'static>(
     }
 }
 
+/// The commands by which this program runs itself.
+pub const HELPERS: [&str; 4] = ["disconnect", "flush", "probe", "release"];
+
 /// This program again, to do what may hang: a process cannot end while one of its threads waits in the kernel, but
 /// it can leave another process behind.
 #[derive(Debug)]
@@ -45,12 +49,22 @@ impl Child {
         Child(child)
     }
 
+    /// With an open file, which is the child's alone from its start on.
+    #[must_use]
+    pub fn holding(mut self, file: File) -> Child {
+        self.0.stdin(file);
+        self
+    }
+
     /// Runs it to its end. Its exit code is an error number.
     ///
     /// # Errors
     /// It could not be started, or what it did failed.
     pub fn finished(mut self) -> io::Result<()> {
-        match self.0.status()?.code() {
+        let mut running = self.0.spawn()?;
+        // What the child was given is ours as well, until now.
+        drop(self.0);
+        match running.wait()?.code() {
             Some(0) => Ok(()),
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Err(io::Error::other("the process that was to do it was killed")),

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::exit;
 use crate::tls::Preference;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 /// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(version, about, after_help = notes(), disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -32,6 +33,16 @@ A device that outlives its server, and this command:
   nbd-attach detach data
 
 Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
+
+/// What stands below the help of the whole command.
+fn notes() -> String {
+    format!("{EXAMPLES}\n\n{}\n\n{FILES}", exit::TABLE)
+}
+
+const FILES: &str = "\
+Files:
+  /run/nbd-attach      what is remembered of each device; lost, it is made again by the next attach or keep
+  /etc/nbd-attach.tab  what is attached at boot, see `nbd-attach up`";
 
 /// The commands, and some for the system's own use.
 #[derive(Debug, Subcommand)]
@@ -62,6 +73,20 @@ pub enum Command {
         /// A device
         device: String,
     },
+    /// What attach has another process do
+    #[command(hide = true)]
+    Probe {
+        /// A device
+        node: PathBuf,
+    },
+    /// What detach has another process do
+    #[command(hide = true)]
+    Release {
+        /// A device, which this process has open as its standard input
+        device: String,
+        /// Its identifier
+        backend: String,
+    },
     /// What the udev rule asks about a device: its properties
     #[command(hide = true)]
     Udev {
@@ -80,11 +105,24 @@ pub enum Command {
     },
 }
 
+/// What stands for no limit.
+const FOREVER: &str = "infinity";
+/// The same as a number: ten years, which the driver can count.
+pub const FOREVER_SECONDS: u64 = 10 * 365 * 86_400;
+
+fn seconds(typed: &str) -> Result<u64, String> {
+    if typed == FOREVER {
+        return Ok(FOREVER_SECONDS);
+    }
+    typed.parse().map_err(|_| format!("say a number of seconds, or {FOREVER}"))
+}
+
 /// Where the table is.
 pub const TAB: &str = "/etc/nbd-attach.tab";
 
 /// `nbd-attach attach`.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
+#[serde(default)]
 #[command(after_help = ATTACH_NOTES)]
 pub struct Attach {
     /// nbd://HOST:PORT/EXPORT, nbds://HOST:PORT/EXPORT for TLS, or nbd+unix:///EXPORT?socket=PATH
@@ -99,15 +137,27 @@ pub struct Attach {
     /// Connections to open; the server must allow more than one
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub connections: usize,
-    /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever
-    #[arg(long, value_name = "S", default_value_t = 10)]
-    pub timeout: u64,
+    /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever [default: 60;
+    /// with --keep, 10, and more when a request needs it]
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<u64>,
+    /// Wait for a server that is not there yet; with =S, so many seconds
+    #[arg(long, value_name = "S", num_args = 0..=1, require_equals = true, default_missing_value = FOREVER,
+        value_parser = seconds)]
+    pub wait: Option<u64>,
     /// Stay, and give the device new connections when its server or the network has been away
     #[arg(long)]
     pub keep: bool,
-    /// Seconds requests wait for a new connection once all are dead, before they fail [default: 0; with
-    /// --keep, an hour]
-    #[arg(long, value_name = "S")]
+    /// With --keep: return when the device is ready, and go on in the background; the log goes to syslog
+    #[arg(long, requires = "keep")]
+    #[serde(skip)]
+    pub background: bool,
+    /// Refuse a server that cannot tell when it has lost acknowledged writes
+    #[arg(long)]
+    pub require_epoch: bool,
+    /// Seconds requests wait for a new connection once all are dead, before they fail, or `infinity` [default: 0;
+    /// with --keep, an hour]
+    #[arg(long, value_name = "S", value_parser = seconds)]
     pub dead_connection_timeout: Option<u64>,
     /// With --keep: seconds between two looks whether the export has grown; 0 is never
     #[arg(long, value_name = "S", default_value_t = 30)]
@@ -137,6 +187,16 @@ pub struct Attach {
     pub json: bool,
 }
 
+/// What is meant where nothing was typed, also for what a record of an earlier release does not have.
+impl Default for Attach {
+    fn default() -> Attach {
+        match Cli::parse_from(["nbd-attach", "attach", ""]).command {
+            Command::Attach(attach) => attach,
+            _ => unreachable!("it is what was typed"),
+        }
+    }
+}
+
 const ATTACH_NOTES: &str = "\
 Without --keep nothing stays resident: once attached, the kernel holds the connections. When the server \
 dies, a request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
@@ -145,8 +205,10 @@ With --timeout 0 such a request hangs for ever and so does whoever waits for it.
 With --keep this process stays until the device is detached. Requests wait while the server is away, and \
 those in flight are sent again once --timeout has passed. A server that comes back with another export, \
 fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
-Ended by a signal, it leaves the device attached; the same command with the same --id, or `nbd-attach keep`, \
-takes it up again. With --json it prints a line per event.
+Only servers of this project have an epoch; of others the size, flags and block sizes have to do. \
+SIGHUP has it read certificates and look names up again. SIGTERM ends it if nothing uses the device, SIGINT in any \
+case; the device stays attached. The same command with the same --id, or `nbd-attach keep`, takes it up again. With \
+--json it prints a line per event.
 With nbds:// the kernel encrypts: it needs its tls module, and a server on TCP.
 --dead-connection-timeout without --keep only helps when something else reconnects.";
 
@@ -154,9 +216,12 @@ With nbds:// the kernel encrypts: it needs its tls module, and a server on TCP.
 #[derive(Debug, Args)]
 #[command(after_help = DETACH_NOTES)]
 pub struct Detach {
-    /// The device, or the id it was attached by
-    #[arg(value_name = "DEVICE")]
-    pub device: String,
+    /// The device, or the id or the URI it was attached by
+    #[arg(value_name = "DEVICE", required_unless_present = "all", conflicts_with = "all")]
+    pub device: Option<String>,
+    /// Detach every device that this tool attached; those that are in use stay, and make it fail
+    #[arg(long)]
+    pub all: bool,
     /// Detach even when in use, when it cannot be flushed, or when another tool attached it
     #[arg(long)]
     pub force: bool,
@@ -164,7 +229,8 @@ pub struct Detach {
 
 const DETACH_NOTES: &str = "\
 Without --force the device must be neither mounted, nor swapped to, nor held by another device, \
-nor open in a program, and everything written must have reached the server. With --force data may be lost.";
+nor open in a program, nor used by anybody whom the kernel does not name, and everything written must have reached \
+the server. With --force data may be lost.";
 
 /// `nbd-attach status`.
 #[derive(Debug, Args)]
@@ -203,9 +269,9 @@ pub struct Keep {
     /// Seconds a request may wait for its reply before its connection counts as dead [default: as attached]
     #[arg(long, value_name = "S")]
     pub timeout: Option<u64>,
-    /// Seconds requests wait for a new connection once all are dead, before they fail [default: as attached with
-    /// --keep, else an hour]
-    #[arg(long, value_name = "S")]
+    /// Seconds requests wait for a new connection once all are dead, before they fail, or `infinity` [default: as
+    /// attached with --keep, else an hour]
+    #[arg(long, value_name = "S", value_parser = seconds)]
     pub dead_connection_timeout: Option<u64>,
     /// Print a JSON object per event
     #[arg(long)]
@@ -273,7 +339,7 @@ mod tests {
         let attach = command.find_subcommand_mut("attach").unwrap();
         let help = attach.render_long_help().to_string();
         assert!(
-            help.contains("[default: 10]")
+            help.contains("with --keep, 10")
                 && help.contains("nothing stays resident")
                 && help.contains("an hour")
         );

@@ -5,6 +5,7 @@ use crate::identifier;
 use crate::netlink::client::Client;
 use crate::registry::Registry;
 use crate::sysfs::{DeviceDir, Sysfs};
+use common::uri::{Transport, Uri};
 use std::io;
 
 /// What every command needs of the machine.
@@ -35,8 +36,30 @@ impl Host {
         let found = match name {
             Named::Device(index) => Some(self.sysfs.device(*index)).filter(DeviceDir::attached),
             Named::Id(id) => self.by_id(&id.to_string()),
+            Named::Uri(uri) => self.only(uri),
         };
         found.ok_or_else(|| NotAttached(name.clone()))
+    }
+
+    /// The device to which this is attached; none if there are several.
+    fn only(&self, uri: &Uri) -> Option<DeviceDir> {
+        let uri = absolute(uri);
+        let is_of = |device: &DeviceDir| {
+            let backend = device.backend();
+            backend.as_deref().and_then(identifier::read).is_some_and(|told| told.is_of(&uri))
+        };
+        let mut found = self.sysfs.devices().ok()?.into_iter().filter(is_of);
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    /// The devices that this tool attached.
+    ///
+    /// # Errors
+    /// The kernel does not show its devices.
+    pub fn ours(&self) -> io::Result<Vec<DeviceDir>> {
+        let is_ours = |device: &DeviceDir| device.backend().as_deref().and_then(identifier::read).is_some();
+        Ok(self.sysfs.devices()?.into_iter().filter(is_ours).collect())
     }
 
     /// The device that was attached by an id, which the kernel remembers.
@@ -48,6 +71,17 @@ impl Host {
         };
         self.sysfs.devices().ok()?.into_iter().find(has_id)
     }
+}
+
+/// What was typed, as it is attached: by absolute paths.
+fn absolute(uri: &Uri) -> Uri {
+    let mut uri = uri.clone();
+    if let Transport::Unix { path } = &mut uri.transport
+        && let Ok(whole) = std::path::absolute(&path)
+    {
+        *path = whole;
+    }
+    uri
 }
 
 /// There is nothing of that name.

@@ -16,6 +16,7 @@
 //! most of the code here: see [`attach`] and [`detach`].
 
 pub mod attach;
+pub mod background;
 pub mod boot;
 pub mod bounded;
 pub mod cli;
@@ -25,15 +26,21 @@ pub mod device;
 pub mod dial;
 pub mod driver;
 pub mod event;
+pub mod exit;
+mod health;
 pub mod host;
 pub mod identifier;
 pub mod info;
 pub mod interrupt;
 pub mod keep;
+pub mod log;
 pub mod negotiate;
 pub mod netlink;
 pub mod opener;
 pub mod registry;
+pub mod revive;
+pub mod same;
+pub mod size;
 pub mod status;
 pub mod sysfs;
 pub mod tab;

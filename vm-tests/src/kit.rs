@@ -26,6 +26,8 @@ pub enum Kit {
     Strace,
     /// dmsetup.
     Dmsetup,
+    /// What lays volumes on block devices: mdadm, cryptsetup, LVM.
+    Volumes,
     /// systemd and udev, as much of them as mounts need.
     Systemd,
     /// dpkg.
@@ -89,6 +91,7 @@ impl Kit {
             Kit::Fio => &["fio"],
             Kit::Strace => &["strace"],
             Kit::Dmsetup => &["dmsetup"],
+            Kit::Volumes => &["mdadm", "cryptsetup", "lvm"],
             // What busybox mounts is forgotten to be of the network.
             Kit::Systemd => &["systemctl", "udevadm", "mount", "umount"],
             Kit::Dpkg => &["dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "tar"],

@@ -32,6 +32,9 @@ const PEERS: &[&str] = &[
     "fio",
     "strace",
     "dmsetup",
+    "cryptsetup-bin",
+    "lvm2",
+    "mdadm",
     "btrfs-progs",
     "valgrind",
     // Their parts go into a guest that boots with our package.

@@ -113,15 +113,16 @@ impl Client {
         self.ask(Message { command: Command::DISCONNECT, attributes }, vec![], patience).await.map(drop)
     }
 
-    /// Has the device node removed at the next DISCONNECT, if it still bears this identifier.
-    pub async fn destroy_on_disconnect(
+    /// Changes what the driver does by itself with a device, if it still bears this identifier.
+    pub async fn client_flags(
         &self,
         index: Index,
-        backend: &str,
+        backend: Option<&str>,
+        flags: ClientFlags,
         patience: Duration,
     ) -> Result<(), NetlinkError> {
-        let flags = [Attribute::ClientFlags(ClientFlags::DESTROY_ON_DISCONNECT)];
-        self.ask(reconfigure(index, Some(backend), flags), vec![], patience).await.map(drop)
+        let flags = [Attribute::ClientFlags(flags)];
+        self.ask(reconfigure(index, backend, flags), vec![], patience).await.map(drop)
     }
 
     /// Gives a device, if it still bears this identifier, a connection for a dead one. Where none is dead the

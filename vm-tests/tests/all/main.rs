@@ -9,6 +9,7 @@ mod filesystems;
 mod flush_errors;
 mod flushes;
 mod harness;
+mod in_use;
 mod keep;
 mod kills;
 mod life_cycle;
