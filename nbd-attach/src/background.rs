@@ -44,6 +44,12 @@ pub fn start(words: impl Iterator<Item = OsString>) -> io::Result<i32> {
     }
 }
 
+/// Whether a command waits for this process, and shows what it says.
+#[must_use]
+pub fn is_waited_for() -> bool {
+    is_inside() && DETACHED.get().is_none()
+}
+
 /// Leaves the terminal and the session of whoever started the command.
 pub fn leave_session() {
     if is_inside()

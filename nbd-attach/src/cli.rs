@@ -222,6 +222,9 @@ pub struct Detach {
     /// Detach every device that this tool attached; those that are in use stay, and make it fail
     #[arg(long)]
     pub all: bool,
+    /// Unmount what is mounted of it first
+    #[arg(long)]
+    pub unmount: bool,
     /// Detach even when in use, when it cannot be flushed, or when another tool attached it
     #[arg(long)]
     pub force: bool,

@@ -107,6 +107,17 @@ pub struct DetachConfig {
     pub device: Option<Named>,
     /// What to do about a device in use.
     pub insistence: Insistence,
+    /// What to do about its file systems.
+    pub mounts: Mounts,
+}
+
+/// What detaching does about file systems that are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// They are a use like any other.
+    Leave,
+    /// They are unmounted first, unless they are busy.
+    Unmount,
 }
 
 /// What detaching does when something speaks against it.
@@ -196,6 +207,18 @@ impl AttachConfig {
             typed,
         })
     }
+
+    /// The same for a device that has so many connections: the driver takes no more once it is attached.
+    #[must_use]
+    pub fn with_connections(self, connections: usize) -> AttachConfig {
+        if connections != self.connections {
+            tracing::warn!(
+                "the device has {connections} connections, and keeps that number until it is detached"
+            );
+        }
+        let typed = cli::Attach { connections, ..self.typed };
+        AttachConfig { connections, typed, ..self }
+    }
 }
 
 impl KeepConfig {
@@ -212,20 +235,6 @@ impl KeepConfig {
             json: self.output == Output::Json,
             ..typed.clone()
         }
-    }
-}
-
-impl AttachConfig {
-    /// The same for a device that has so many connections: the driver takes no more once it is attached.
-    #[must_use]
-    pub fn with_connections(self, connections: usize) -> AttachConfig {
-        if connections != self.connections {
-            tracing::warn!(
-                "the device has {connections} connections, and keeps that number until it is detached"
-            );
-        }
-        let typed = cli::Attach { connections, ..self.typed };
-        AttachConfig { connections, typed, ..self }
     }
 }
 
@@ -298,7 +307,8 @@ impl DetachConfig {
     pub fn new(typed: &cli::Detach) -> Result<DetachConfig, ConfigError> {
         let insistence = if typed.force { Insistence::Force } else { Insistence::Refuse };
         let device = typed.device.as_deref().map(str::parse).transpose()?;
-        Ok(DetachConfig { device, insistence })
+        let mounts = if typed.unmount { Mounts::Unmount } else { Mounts::Leave };
+        Ok(DetachConfig { device, insistence, mounts })
     }
 }
 

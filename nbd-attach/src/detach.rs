@@ -12,7 +12,7 @@ pub use disconnect::{disconnect_only, release_only};
 pub use flush::{FlushError, flush_files};
 
 use crate::bounded::bounded;
-use crate::config::{DetachConfig, Insistence};
+use crate::config::{DetachConfig, Insistence, Mounts};
 use crate::device::Index;
 use crate::driver::{self, DriverError};
 use crate::host::{Host, NotAttached};
@@ -24,6 +24,7 @@ use crate::usage::{Use, uses_of};
 use disconnect::{Released, disconnect, hurry, release};
 use flush::flush;
 use nix::libc::{EBUSY, O_EXCL};
+use nix::mount::{MntFlags, umount2};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,6 +35,8 @@ use tokio::time::{Instant, sleep};
 const GLANCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Opening waits for a partition scan at most.
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
+/// Unmounting writes what was not written yet.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(100);
 /// What the server has got is answered within this, if ever.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// After DISCONNECT the device lives until the last program closes it, udev among them.
@@ -143,12 +146,15 @@ pub fn meant(config: &DetachConfig, host: &Host) -> Result<Vec<DeviceDir>, Detac
 ///
 /// # Errors
 /// It stays attached.
-pub async fn detach(device: &DeviceDir, insist: Insistence, host: &Host) -> Result<Detached, DetachError> {
-    let index = device.index;
+pub async fn detach(device: &DeviceDir, config: &DetachConfig, host: &Host) -> Result<Detached, DetachError> {
+    let (index, insist) = (device.index, config.insistence);
     let backend = device.backend();
     if backend.as_deref().and_then(identifier::read).is_none() {
         let foreign = DetachError::Foreign { device: index, backend: backend.clone() };
         object(insist, foreign)?;
+    }
+    if config.mounts == Mounts::Unmount {
+        unmount(device).await?;
     }
     let uses = lasting_uses(device).await?;
     if !uses.is_empty() {
@@ -191,6 +197,20 @@ pub async fn detach(device: &DeviceDir, insist: Insistence, host: &Host) -> Resu
             })
         }
     }
+}
+
+/// Unmounts what is mounted of it here, the last first. What is busy stays, and is a use.
+async fn unmount(device: &DeviceDir) -> Result<(), DetachError> {
+    for used in uses_of(device)?.into_iter().rev() {
+        let Use::Mount(point) = used else { continue };
+        let at = point.clone();
+        match bounded(UNMOUNT_PATIENCE, move || umount2(&at, MntFlags::UMOUNT_NOFOLLOW)).await {
+            Ok(Ok(())) => tracing::info!("{} is unmounted", point.display()),
+            Ok(Err(errno)) => tracing::warn!("{} stays mounted: {}", point.display(), errno.desc()),
+            Err(slow) => tracing::warn!("{} stays mounted: {slow}", point.display()),
+        }
+    }
+    Ok(())
 }
 
 /// For `status`, and for whoever attaches by the same id.

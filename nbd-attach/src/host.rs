@@ -86,8 +86,16 @@ fn absolute(uri: &Uri) -> Uri {
 
 /// There is nothing of that name.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is not attached; `nbd-attach status` shows what is")]
+#[error("{} is not attached{}; `nbd-attach status` shows what is", .0, ambiguous(.0))]
 pub struct NotAttached(Named);
+
+/// Several devices may be attached to the same.
+fn ambiguous(name: &Named) -> &'static str {
+    match name {
+        Named::Uri(_) => ", or more than once",
+        Named::Device(_) | Named::Id(_) => "",
+    }
+}
 
 /// This machine's page size.
 pub fn page_size() -> u32 {

@@ -1,13 +1,15 @@
 //! What the command says while it runs. Nothing that becomes of it may matter: lines are written by a thread of their
 //! own, and where nobody reads them, or nothing takes them, they are lost.
 
-use crate::background::Errors;
+use crate::background::{Errors, is_waited_for};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::EitherWriter;
 
 /// Lines that wait for a slow reader; what comes then is lost.
 const LINES_MAX: usize = 512;
@@ -30,7 +32,7 @@ impl Log {
         let (events, second) = lossy().thread_name("events").finish(stdout());
         tracing_subscriber::fmt()
             .with_max_level(level)
-            .with_writer(errors.clone())
+            .with_writer(Sink(errors.clone()))
             .without_time()
             .with_target(false)
             .with_ansi(stderr().is_terminal())
@@ -64,6 +66,18 @@ impl Log {
         });
         // A reader that does not read must not keep us.
         let _ = wait.recv_timeout(LAST_WORDS);
+    }
+}
+
+/// Where lines go.
+struct Sink(NonBlocking);
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = EitherWriter<Errors, NonBlocking>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        // A line that waits here would come too late to be shown by the command that waits.
+        if is_waited_for() { EitherWriter::A(Errors) } else { EitherWriter::B(self.0.clone()) }
     }
 }
 

@@ -4,9 +4,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use nbd_attach::attach::{Answer, Attached, Held, Outcome, attach};
 use nbd_attach::cli::{self, Cli, Command, TAB};
-use nbd_attach::config::{
-    AttachConfig, DetachConfig, InfoConfig, Insistence, Keep, KeepConfig, StatusConfig,
-};
+use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, KeepConfig, StatusConfig};
 use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files, meant, release_only};
 use nbd_attach::event::Event;
 use nbd_attach::exit::Status;
@@ -130,7 +128,7 @@ fn generate(directories: &[PathBuf], table: &Path) -> Result<()> {
 async fn detach_all(config: &DetachConfig, host: &Host) -> Result<i32> {
     let mut failed = None;
     for device in meant(config, host)? {
-        match detach_one(&device, config.insistence, host).await {
+        match detach_one(&device, config, host).await {
             Ok(()) => {}
             Err(error) if config.device.is_some() => return Err(error),
             Err(error) => {
@@ -142,9 +140,9 @@ async fn detach_all(config: &DetachConfig, host: &Host) -> Result<i32> {
     Ok(failed.unwrap_or(0))
 }
 
-async fn detach_one(device: &DeviceDir, insist: Insistence, host: &Host) -> Result<()> {
+async fn detach_one(device: &DeviceDir, config: &DetachConfig, host: &Host) -> Result<()> {
     let name = device.index;
-    match detach(device, insist, host).await? {
+    match detach(device, config, host).await? {
         Detached::Gone => tracing::info!("{name} is detached"),
         Detached::Lingering => tracing::warn!(
             "{name} is disconnected, but stays until everything that uses it is unmounted or closed"
@@ -232,7 +230,6 @@ async fn succeed(
         Right::Ours(lock) => lock,
         Right::Others => {
             tracing::info!("{device} is kept by another process already");
-            background::ready()?;
             return Ok(0);
         }
     };

@@ -77,7 +77,7 @@ impl Keeper<'_> {
         }
         self.chronicle.connection(place, Connection::Dead, None);
         self.chronicle.tell(Event::Dead { connection: Some(place + 1) });
-        self.slowness.died(place, self.inflight(), self.config.timeout);
+        self.slowness.died(place, self.config.timeout);
         let (mut pause, mut told) = (PAUSE_MIN, String::new());
         while self.is_ours() {
             if self.host.registry.is_asked(Request::LetGo, &self.backend) {

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 const STRIKES: u32 = 2;
 /// A request may be a little older than the connection.
 const EARLY: Duration = Duration::from_secs(1);
+/// How long the driver may take to send again what a new connection is for.
+const RESENDING: Duration = Duration::from_secs(3);
 /// What the driver may be late by.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -26,6 +28,8 @@ pub(super) struct Slowness {
     /// When each place got its connection.
     since: RefCell<BTreeMap<usize, Instant>>,
     strikes: Cell<u32>,
+    /// Whether anything was in flight when it was last looked at: what waits for a new connection is not.
+    busy: Cell<bool>,
     /// The limit, once it was raised.
     timeout: Cell<Option<Duration>>,
     /// Since when there is none.
@@ -38,11 +42,11 @@ impl Slowness {
         self.since.borrow_mut().insert(place, Instant::now());
     }
 
-    /// It has none any more, with so many requests in flight, the first of which had that limit.
-    pub(super) fn died(&self, place: usize, inflight: u64, first_limit: Duration) {
+    /// It has none any more; the first request in flight, if there was one, had that limit.
+    pub(super) fn died(&self, place: usize, first_limit: Duration) {
         let lived = self.since.borrow_mut().remove(&place).map(|since| since.elapsed());
         let limit = self.timeout.get().unwrap_or(first_limit);
-        let again = inflight > 0 && lived.is_some_and(|lived| is_cut(lived, first_limit, limit));
+        let again = self.busy.get() && lived.is_some_and(|lived| is_cut(lived, first_limit, limit));
         self.strikes.set(if again { self.strikes.get() + 1 } else { 0 });
     }
 }
@@ -56,8 +60,11 @@ impl Keeper<'_> {
     /// Looks whether the same request is being cut again and again, or has been answered at last.
     pub(super) async fn mind_slow_requests(&self) -> Result<(), Failure> {
         let limit = self.slowness.timeout.get().unwrap_or(self.config.timeout);
+        let busy = self.inflight() > 0;
+        self.slowness.busy.set(busy);
         if let Some(since) = self.slowness.lenient.get() {
-            if self.inflight() == 0 || since.elapsed() > limit {
+            let answered = !busy && since.elapsed() > RESENDING;
+            if answered || since.elapsed() > limit {
                 self.limit_again().await?;
             }
             return Ok(());
@@ -108,15 +115,17 @@ mod tests {
 
         let slowness = Slowness::default();
         let instant = Duration::ZERO;
-        slowness.died(0, 1, instant);
+        slowness.busy.set(true);
+        slowness.died(0, instant);
         assert_eq!(slowness.strikes.get(), 0, "nobody knows how long it lived");
         for strikes in 1..=2 {
             slowness.adopted(0);
-            slowness.died(0, 1, instant);
+            slowness.died(0, instant);
             assert_eq!(slowness.strikes.get(), strikes);
         }
         slowness.adopted(0);
-        slowness.died(0, 0, instant);
+        slowness.busy.set(false);
+        slowness.died(0, instant);
         assert_eq!(slowness.strikes.get(), 0, "nothing was in flight");
     }
 }

@@ -1,5 +1,6 @@
 //! Everything that takes a machine: one program, so that no processor idles while one file's last test ends.
 
+mod again;
 mod attach;
 mod contract;
 mod crash;
@@ -18,4 +19,5 @@ mod peers;
 mod power;
 mod races;
 mod storm;
+mod surroundings;
 mod vsock;
