@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -32,7 +33,7 @@ pub async fn bounded<T: Send + 'static>(
 }
 
 /// The commands by which this program runs itself.
-pub const HELPERS: [&str; 4] = ["disconnect", "flush", "probe", "release"];
+pub const HELPERS: [&str; 5] = ["disconnect", "flush", "netlink", "probe", "release"];
 
 /// This program again, to do what may hang: a process cannot end while one of its threads waits in the kernel, but
 /// it can leave another process behind.
@@ -54,6 +55,14 @@ impl Child {
     pub fn holding(mut self, file: File) -> Child {
         self.0.stdin(file);
         self
+    }
+
+    /// Starts it and leaves it to itself. It is in no terminal's group of processes.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn left_alone(mut self) -> io::Result<()> {
+        self.0.process_group(0).spawn().map(drop)
     }
 
     /// Runs it to its end. Its exit code is an error number.

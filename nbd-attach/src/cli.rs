@@ -1,15 +1,16 @@
 //! What was typed. What it means is decided in [`crate::config`].
 
+mod notes;
+
 use std::path::PathBuf;
 
-use crate::exit;
 use crate::tls::Preference;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 /// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = notes(), disable_help_subcommand = true)]
+#[command(version, about, after_help = notes::whole(), disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -18,31 +19,6 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  nbd-attach attach nbd://server/disk              prints the device, for example /dev/nbd0
-  nbd-attach attach nbd+unix:///?socket=/run/nbd.sock --device /dev/nbd3
-  nbd-attach status
-  nbd-attach info nbd://server                     what the server offers
-  nbd-attach detach /dev/nbd0
-
-A device that outlives its server, and this command:
-  nbd-attach attach --keep --id data nbds://server/disk --tls-certificates /etc/pki/nbd
-  nbd-attach watch                                 what happens to the devices, as it happens
-  nbd-attach detach data
-
-Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
-
-/// What stands below the help of the whole command.
-fn notes() -> String {
-    format!("{EXAMPLES}\n\n{}\n\n{FILES}", exit::TABLE)
-}
-
-const FILES: &str = "\
-Files:
-  /run/nbd-attach      what is remembered of each device; lost, it is made again by the next attach or keep
-  /etc/nbd-attach.tab  what is attached at boot, see `nbd-attach up`";
 
 /// The commands, and some for the system's own use.
 #[derive(Debug, Subcommand)]
@@ -73,6 +49,9 @@ pub enum Command {
         /// A device
         device: String,
     },
+    /// What has the driver asked in the place of another process
+    #[command(hide = true)]
+    Netlink,
     /// What attach has another process do
     #[command(hide = true)]
     Probe {
@@ -123,7 +102,7 @@ pub const TAB: &str = "/etc/nbd-attach.tab";
 /// `nbd-attach attach`.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[serde(default)]
-#[command(after_help = ATTACH_NOTES)]
+#[command(after_help = notes::ATTACH_NOTES)]
 pub struct Attach {
     /// nbd://HOST:PORT/EXPORT, nbds://HOST:PORT/EXPORT for TLS, or nbd+unix:///EXPORT?socket=PATH
     pub uri: String,
@@ -197,24 +176,9 @@ impl Default for Attach {
     }
 }
 
-const ATTACH_NOTES: &str = "\
-Without --keep nothing stays resident: once attached, the kernel holds the connections. When the server \
-dies, a request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
-A server that needs longer than that for one request, a large flush for example, is taken for dead. \
-With --timeout 0 such a request hangs for ever and so does whoever waits for it.
-With --keep this process stays until the device is detached. Requests wait while the server is away, and \
-those in flight are sent again once --timeout has passed. A server that comes back with another export, \
-fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
-Only servers of this project have an epoch; of others the size, flags and block sizes have to do. \
-SIGHUP has it read certificates and look names up again. SIGTERM ends it if nothing uses the device, SIGINT in any \
-case; the device stays attached. The same command with the same --id, or `nbd-attach keep`, takes it up again. With \
---json it prints a line per event.
-With nbds:// the kernel encrypts: it needs its tls module, and a server on TCP.
---dead-connection-timeout without --keep only helps when something else reconnects.";
-
 /// `nbd-attach detach`.
 #[derive(Debug, Args)]
-#[command(after_help = DETACH_NOTES)]
+#[command(after_help = notes::DETACH_NOTES)]
 pub struct Detach {
     /// The device, or the id or the URI it was attached by
     #[arg(value_name = "DEVICE", required_unless_present = "all", conflicts_with = "all")]
@@ -230,11 +194,6 @@ pub struct Detach {
     pub force: bool,
 }
 
-const DETACH_NOTES: &str = "\
-Without --force the device must be neither mounted, nor swapped to, nor held by another device, \
-nor open in a program, nor used by anybody whom the kernel does not name, and everything written must have reached \
-the server. With --force data may be lost.";
-
 /// `nbd-attach status`.
 #[derive(Debug, Args)]
 pub struct Status {
@@ -248,7 +207,7 @@ pub struct Status {
 
 /// `nbd-attach watch`.
 #[derive(Debug, Args)]
-#[command(after_help = WATCH_NOTES)]
+#[command(after_help = notes::WATCH_NOTES)]
 pub struct Watch {
     /// Print only what happens to this device, or to the one attached by this id
     #[arg(value_name = "DEVICE")]
@@ -258,13 +217,9 @@ pub struct Watch {
     pub json: bool,
 }
 
-const WATCH_NOTES: &str = "\
-It begins with the devices that are attached and goes on until it is ended. Of devices that nobody keeps \
-(see attach --keep) only the kernel tells that a connection has died, and not which.";
-
 /// `nbd-attach keep`.
 #[derive(Debug, Args)]
-#[command(after_help = KEEP_NOTES)]
+#[command(after_help = notes::KEEP_NOTES)]
 pub struct Keep {
     /// The device, or the id it was attached by
     #[arg(value_name = "DEVICE")]
@@ -281,14 +236,9 @@ pub struct Keep {
     pub json: bool,
 }
 
-const KEEP_NOTES: &str = "\
-For a device whose keeper has ended, or that was attached without --keep, by this tool and since the machine \
-was started. The kernel does not tell which of its connections are dead, so new ones are offered to it: at \
-once, whenever it says that one has died, and from time to time.";
-
 /// `nbd-attach up`.
 #[derive(Debug, Args)]
-#[command(after_help = UP_NOTES)]
+#[command(after_help = notes::UP_NOTES)]
 pub struct Up {
     /// The entry's name, which becomes the device's id
     pub name: String,
@@ -296,17 +246,6 @@ pub struct Up {
     #[arg(long, value_name = "FILE", default_value = TAB)]
     pub tab: PathBuf,
 }
-
-const UP_NOTES: &str = "\
-The table has a line per device: a name, a URI and options of `nbd-attach attach` without their dashes, joined \
-by commas:
-
-  data   nbd://server/disk
-  vault  nbds://server/vault   connections=4,tls-certificates=/etc/pki/nbd
-
-Every entry is attached with --keep and --id NAME. With the units installed, `systemctl start \
-nbd-attach@data` does it, /dev/disk/by-id/nbd-data appears, and a line of /etc/fstab that mounts it needs \
-no more than _netdev. The option noauto leaves an entry alone at boot.";
 
 /// `nbd-attach info`.
 #[derive(Debug, Args)]

@@ -1,7 +1,9 @@
 //! What the command line means: every value checked and typed, every refusal a sentence.
 
+mod choice;
 mod error;
 
+pub use choice::{Access, Epoch, Insistence, Keep, Mounts, Output};
 pub use error::ConfigError;
 
 use crate::cli::{self, FOREVER_SECONDS};
@@ -15,12 +17,12 @@ use std::time::Duration;
 /// Connections per device. The driver makes one hardware queue per CPU at most; more sockets than
 /// this are idle spares, and each costs the server memory.
 pub const CONNECTIONS_MAX: usize = 64;
-/// A day. Longer waits are mistakes, and the driver multiplies by its tick rate in 32 bits.
+/// A day: the driver multiplies by its tick rate in 32 bits.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// How long requests wait for a server to come back, where somebody reconnects and nothing else was said: an
 /// hour.
 pub const KEPT_SECONDS: u64 = 3600;
-/// How long a request may take, where nobody reconnects and nothing else was said: gigabytes to be flushed take so long.
+/// How long a request may take, where nobody reconnects and nothing else was said: so long take gigabytes to flush.
 pub const TIMEOUT_SECONDS: u64 = 60;
 /// The same where somebody reconnects, for whom it is how long a recovery takes at least; he raises it if he must.
 pub const KEPT_TIMEOUT_SECONDS: u64 = 10;
@@ -64,42 +66,6 @@ pub struct AttachConfig {
     pub output: Output,
 }
 
-/// What becomes of a device when its server goes away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// It fails.
-    No,
-    /// It is given new connections.
-    Reconnect,
-}
-
-/// What to do about a server that cannot tell when it has lost acknowledged writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Epoch {
-    /// Say so.
-    Optional,
-    /// Refuse it.
-    Required,
-}
-
-/// Whether the device shall be writable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Writable when the server allows it.
-    AsOffered,
-    /// Never.
-    ReadOnly,
-}
-
-/// For whom the result is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// A path or a table.
-    Human,
-    /// For programs.
-    Json,
-}
-
 /// How devices are to be detached.
 #[derive(Clone, Debug)]
 pub struct DetachConfig {
@@ -109,24 +75,6 @@ pub struct DetachConfig {
     pub insistence: Insistence,
     /// What to do about its file systems.
     pub mounts: Mounts,
-}
-
-/// What detaching does about file systems that are mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mounts {
-    /// They are a use like any other.
-    Leave,
-    /// They are unmounted first, unless they are busy.
-    Unmount,
-}
-
-/// What detaching does when something speaks against it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Insistence {
-    /// Say so and leave the device attached.
-    Refuse,
-    /// Say so and detach all the same.
-    Force,
 }
 
 /// Which server is to be asked.

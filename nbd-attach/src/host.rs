@@ -2,7 +2,7 @@
 
 use crate::device::Named;
 use crate::identifier;
-use crate::netlink::client::Client;
+use crate::netlink::client::{Asker, Client};
 use crate::registry::Registry;
 use crate::sysfs::{DeviceDir, Sysfs};
 use common::uri::{Transport, Uri};
@@ -25,7 +25,12 @@ impl Host {
     /// This machine.
     pub fn system() -> io::Result<Host> {
         let (sysfs, registry) = (Sysfs::system(), Registry::system());
-        Ok(Host { sysfs, registry, netlink: Client::start()?, page_size: page_size() })
+        Ok(Host { sysfs, registry, netlink: Client::start(Asker::Helper)?, page_size: page_size() })
+    }
+
+    /// The same for a process that may be left behind.
+    pub fn of_helper() -> io::Result<Host> {
+        Ok(Host { netlink: Client::start(Asker::Here)?, ..Host::system()? })
     }
 
     /// The attached device of that name.

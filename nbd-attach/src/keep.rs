@@ -201,6 +201,7 @@ impl Keeper<'_> {
                     if !self.is_ours() {
                         return Ok(Ended::Detached);
                     }
+                    self.chronicle.refresh();
                     if self.host.registry.is_asked(Request::HandOver, &self.backend) {
                         return Ok(Ended::HandedOver);
                     }

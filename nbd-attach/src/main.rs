@@ -13,6 +13,7 @@ use nbd_attach::info::info;
 use nbd_attach::interrupt::Interrupt;
 use nbd_attach::keep::{Ended, keep, stay_in_memory, take_over};
 use nbd_attach::log::Log;
+use nbd_attach::netlink::helper;
 use nbd_attach::registry::{Lock, Record, Request};
 use nbd_attach::revive::probe_only;
 use nbd_attach::size::human_size;
@@ -40,6 +41,8 @@ fn main() {
     match &cli.command {
         Command::Flush { files } => std::process::exit(flush_files(files)),
         Command::Probe { node } => std::process::exit(probe_only(node)),
+        // Nobody hears what it says; whoever asks hears that it has ended.
+        Command::Netlink => std::process::exit(i32::from(helper::serve().is_err())),
         Command::Attach(typed) if typed.background && !background::is_inside() => std::process::exit(
             background::start(std::env::args_os().skip(1)).unwrap_or(Status::Failed.code()),
         ),
@@ -110,11 +113,15 @@ async fn perform(command: &Command, log: &Log) -> Result<i32> {
         Command::Info(typed) => info(&InfoConfig::new(typed)?, &mut stdout()).await?,
         Command::Udev { name } => write!(stdout(), "{}", boot::properties(&Sysfs::system(), name))?,
         Command::Generate { directories, tab } => generate(directories, tab)?,
-        Command::Disconnect { device } => return Ok(disconnect_only(device.parse()?, &Host::system()?).await),
-        Command::Release { device, backend } => {
-            return Ok(release_only(device.parse()?, backend, &Host::system()?).await);
+        Command::Disconnect { device } => {
+            return Ok(disconnect_only(device.parse()?, &Host::of_helper()?).await);
         }
-        Command::Flush { .. } | Command::Probe { .. } => unreachable!("done before any runtime exists"),
+        Command::Release { device, backend } => {
+            return Ok(release_only(device.parse()?, backend, &Host::of_helper()?).await);
+        }
+        Command::Flush { .. } | Command::Netlink | Command::Probe { .. } => {
+            unreachable!("done before any runtime exists")
+        }
     }
     Ok(0)
 }

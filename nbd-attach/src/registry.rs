@@ -85,6 +85,12 @@ impl Registry {
         record.is_some_and(|record| record.phase == Phase::Disconnected)
     }
 
+    /// Whether anything is remembered of an attachment.
+    #[must_use]
+    pub fn remembers(&self, backend: &str) -> bool {
+        self.file(backend, "json").is_some_and(|file| file.exists())
+    }
+
     /// Remembers it, whole or not at all.
     ///
     /// # Errors

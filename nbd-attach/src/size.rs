@@ -10,7 +10,7 @@ pub fn human_size(bytes: u64) -> String {
         Some((unit, shift)) if bytes >> shift < 100_000 => format!("{} {unit}", bytes >> shift),
         _ => match units.iter().find(|(_, shift)| bytes >> shift > 0) {
             Some((unit, shift)) => {
-                let tenths = u128::from(bytes) * 10 >> shift;
+                let tenths = (u128::from(bytes) * 10) >> shift;
                 format!("{}.{} {unit} ({bytes} B)", tenths / 10, tenths % 10)
             }
             None => format!("{bytes} B"),

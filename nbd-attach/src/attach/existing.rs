@@ -95,7 +95,7 @@ pub enum ExistingError {
         /// The id.
         id: Id,
         /// Why there is no new one.
-        error: OpenError,
+        error: Box<OpenError>,
     },
     /// Somebody else is busy with it.
     #[error("another nbd-attach is still busy with the id {0}")]
@@ -221,7 +221,8 @@ impl At<'_> {
 
     /// A record that is made again of what was typed and what the server says now.
     async fn rebuilt(&self) -> Result<Record, ExistingError> {
-        let error = |error| ExistingError::Open { device: self.name(), id: self.id.clone(), error };
+        let error =
+            |error| ExistingError::Open { device: self.name(), id: self.id.clone(), error: Box::new(error) };
         let size = self.device.size()?;
         let record = Record::rebuilt(self.config, self.backend, size).await.map_err(error)?;
         tracing::warn!(
@@ -285,7 +286,9 @@ impl At<'_> {
             Ok(Revived::NothingDead) => {
                 Err(self.dead(format!("{error}, and to the driver its connections live")))
             }
-            Err(error) => Err(ExistingError::Open { device: self.name(), id: self.id.clone(), error }),
+            Err(error) => {
+                Err(ExistingError::Open { device: self.name(), id: self.id.clone(), error: Box::new(error) })
+            }
         }
     }
 }

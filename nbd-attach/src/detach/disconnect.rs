@@ -121,16 +121,16 @@ fn is_server(pid: i32) -> bool {
 
 /// What such a process does, for as long as it takes. Its exit code is the error number.
 pub async fn disconnect_only(index: Index, host: &Host) -> i32 {
-    code(host.netlink.disconnect(index, Duration::MAX).await)
+    code(&host.netlink.disconnect(index, Duration::MAX).await)
 }
 
 /// The same for a device that is to go when nobody has it open; the process has it open, and is about to end.
 pub async fn release_only(index: Index, backend: &str, host: &Host) -> i32 {
     let flags = ClientFlags::DISCONNECT_ON_CLOSE;
-    code(host.netlink.client_flags(index, Some(backend), flags, Duration::MAX).await)
+    code(&host.netlink.client_flags(index, Some(backend), flags, Duration::MAX).await)
 }
 
-fn code(done: Result<(), NetlinkError>) -> i32 {
+fn code(done: &Result<(), NetlinkError>) -> i32 {
     match done {
         Ok(()) => 0,
         Err(NetlinkError::Refused(refusal)) => refusal.errno as i32,

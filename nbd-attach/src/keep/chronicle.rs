@@ -123,6 +123,14 @@ impl<'a> Chronicle<'a> {
         }
     }
 
+    /// Remembers again what somebody has removed.
+    pub(super) fn refresh(&self) {
+        let lost = !self.registry.remembers(&self.record.borrow().backend);
+        if lost {
+            self.remember();
+        }
+    }
+
     fn remember(&self) {
         let backend = self.record.borrow().backend.clone();
         if self.registry.is_asked(Request::LetGo, &backend) && self.registry.is_disconnected(&backend) {

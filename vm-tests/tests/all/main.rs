@@ -12,6 +12,7 @@ mod flushes;
 mod harness;
 mod in_use;
 mod keep;
+mod kill_points;
 mod kills;
 mod life_cycle;
 mod package;
