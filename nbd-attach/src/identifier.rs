@@ -76,9 +76,13 @@ pub fn create(uri: &Uri, id: Option<&Id>) -> io::Result<String> {
 /// The random number of an identifier that this tool made.
 #[must_use]
 pub fn number(backend: &str) -> Option<&str> {
-    let (_, random) = backend.rsplit_once('#')?;
-    let is_ours = random.len() == RANDOM_DIGITS && random.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_ours.then_some(random)
+    backend.rsplit_once('#').map(|(_, random)| random).filter(|random| is_number(random))
+}
+
+/// Whether a text is such a number.
+#[must_use]
+pub fn is_number(text: &str) -> bool {
+    text.len() == RANDOM_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What an identifier says that this tool made; nothing if somebody else did.

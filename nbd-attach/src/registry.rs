@@ -18,6 +18,7 @@ pub use record::{Connection, Phase, Record, Remembered, VERSION, word};
 use crate::device::Index;
 use crate::identifier::{self, Id};
 use crate::sysfs::{DeviceDir, Sysfs};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -125,18 +126,25 @@ impl Registry {
     /// Forgets what no device bears any more and nobody is about to make: what killed processes have left.
     pub fn sweep(&self, sysfs: &Sysfs) {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for path in
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|it| it == "json"))
-        {
-            let Some(record) = Record::read(&path) else { continue };
-            let ours = self.file(&record.backend, "json").is_some_and(|file| file == path);
-            // In this order: who has just made it has let its right go after that.
-            let free = || self.keeper(&record.backend).is_ok_and(|lock| lock.is_some());
-            let borne = || sysfs.find_backend(&record.backend).map_or(true, |device| device.is_some());
-            if ours && free() && !borne() {
-                for extension in ["json", "let-go", "hand-over", "keeper"] {
-                    let _ = fs::remove_file(path.with_extension(extension));
-                }
+        let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for path in entries.map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(number) = name.split('.').next().filter(|stem| identifier::is_number(stem)) {
+                files.entry(number.to_owned()).or_default().push(path.clone());
+            }
+        }
+        for (number, files) in files {
+            // In this order: who has just made one has let its right go after that.
+            let keeper = self.root.join(format!("{number}.keeper"));
+            let right = open(&keeper);
+            let free = right.is_ok_and(|file| file.try_lock().is_ok());
+            let bears = |device: DeviceDir| {
+                device.backend().is_some_and(|backend| identifier::number(&backend) == Some(&number))
+            };
+            let borne = sysfs.devices().map_or(true, |devices| devices.into_iter().any(bears));
+            for path in files.iter().chain([&keeper]).filter(|_| free && !borne) {
+                // Somebody else may have been quicker.
+                let _ = fs::remove_file(path);
             }
         }
     }

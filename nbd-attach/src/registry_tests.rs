@@ -93,12 +93,18 @@ fn what_nobody_makes_and_no_device_bears_is_swept_away() {
     for backend in [A, B] {
         registry.remember(&record(backend)).unwrap();
     }
+    // Who was killed before he had written anything, or in the midst of it.
+    for name in ["00000000000000cc.keeper", "00000000000000dd.77.new"] {
+        fs::write(registry.root().join(name), "").unwrap();
+    }
+    fs::write(registry.root().join("data.id"), "").unwrap();
     let being_made = registry.keeper(A).unwrap();
     registry.sweep(&sysfs);
     assert!(registry.file(A, "json").unwrap().exists() && !registry.file(B, "json").unwrap().exists());
     drop(being_made);
     registry.sweep(&sysfs);
-    assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 0);
+    let left: Vec<_> = fs::read_dir(registry.root()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left, ["data.id"]);
 }
 
 /// A record that release 0.1.0 wrote, and what became of it.

@@ -4,7 +4,7 @@
 //! for long; so another process sends, and callers wait for its answer with a deadline.
 //! Commands queue behind one another here, as they would behind the kernel's own lock.
 
-use super::helper::Helper;
+use super::helper::{Helper, made};
 use super::message::{Attribute, ClientFlags, Command, DeviceItem, Message, SocketItem};
 use super::refusal::Refusal;
 use crate::device::Index;
@@ -268,7 +268,12 @@ fn serve_by_helper(mut queue: mpsc::UnboundedReceiver<Job>) {
             Ok(answer)
         });
         let ended = |error: io::Error| Err(NetlinkError::Broken(format!("the process that asks: {error}")));
-        let _ = job.answer.send(asked.unwrap_or_else(ended));
+        let answer = asked.unwrap_or_else(ended);
+        let undo = made(job.message.command, &answer);
+        // Nobody has waited for a device that was made so late.
+        if let (Err(_), Some(undo), Some(running)) = (job.answer.send(answer), undo, &helper) {
+            let _ = running.exchange(&undo, &[]);
+        }
     }
 }
 
@@ -309,42 +314,5 @@ pub(super) fn index_of(message: &Message) -> Option<Index> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connect_leaves_nothing_to_the_drivers_memory() {
-        let wish = Connect {
-            index: None,
-            size: 4096,
-            block_size: 512,
-            timeout: Duration::from_secs(10),
-            dead_connection_timeout: Duration::ZERO,
-            server_flags: 1,
-            backend: "x".into(),
-            sockets: vec![],
-        };
-        let sent = connect_attributes(&wish);
-        for always in [
-            Attribute::BlockSizeBytes(512),
-            Attribute::Timeout(10),
-            Attribute::DeadConnTimeout(0),
-            Attribute::ServerFlags(1),
-            Attribute::BackendIdentifier("x".into()),
-        ] {
-            assert!(sent.contains(&always), "{always:?}");
-        }
-        assert!(!sent.iter().any(|attribute| matches!(attribute, Attribute::Index(_))));
-        let named = Connect { index: Index::new(7).ok(), ..wish };
-        assert!(connect_attributes(&named).contains(&Attribute::Index(7)));
-    }
-
-    #[tokio::test]
-    async fn a_kernel_without_the_driver_or_with_it_answers_in_time() {
-        let client = Client::start(Asker::Here).unwrap();
-        match client.status(Duration::from_secs(10)).await {
-            Ok(_) | Err(NetlinkError::NoFamily) => {}
-            Err(other) => panic!("{other}"),
-        }
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;

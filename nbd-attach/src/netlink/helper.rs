@@ -107,8 +107,22 @@ pub fn serve() -> io::Result<()> {
         let answer = runtime.block_on(exchange(&mut handle, asked));
         // The driver has them, or does not want them.
         drop(sockets);
-        send(input.as_fd(), &packed(command, answer), &[])?;
+        let made = made(command, &answer);
+        if let Err(error) = send(input.as_fd(), &packed(command, answer), &[]) {
+            // Whoever asked has ended, and nobody else knows of what was made for him.
+            if let Some(undo) = made {
+                let _ = runtime.block_on(exchange(&mut handle, undo));
+            }
+            return Err(error);
+        }
     }
+}
+
+/// What takes back a device that was made, if one was.
+pub(super) fn made(command: Command, answer: &Result<Vec<Attribute>, NetlinkError>) -> Option<Message> {
+    let attributes = answer.as_ref().ok().filter(|_| command == Command::CONNECT)?;
+    let index = attributes.iter().find(|attribute| matches!(attribute, Attribute::Index(_)))?;
+    Some(Message { command: Command::DISCONNECT, attributes: vec![index.clone()] })
 }
 
 fn header(command: Command) -> GenlHeader {
