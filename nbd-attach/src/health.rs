@@ -115,8 +115,7 @@ impl Record {
     /// What is wrong although all connections live.
     fn lasting_trouble(&self, kept: bool) -> Option<String> {
         let last = self.events.last().map(|entry| &entry.event)?;
-        (kept && matches!(last, Event::Shrunk { .. } | Event::Slow { .. } | Event::Stayed { .. }))
-            .then(|| last.to_string())
+        (kept && matches!(last, Event::Shrunk { .. } | Event::Stayed { .. })).then(|| last.to_string())
     }
 
     /// When the present trouble began: with the first death after everything was well.

@@ -123,10 +123,10 @@ impl<'a> Chronicle<'a> {
         }
     }
 
-    /// Remembers again what somebody has removed.
+    /// Remembers again what somebody has removed, or there was no room for.
     pub(super) fn refresh(&self) {
         let lost = !self.registry.remembers(&self.record.borrow().backend);
-        if lost {
+        if lost || self.forgetful.get() {
             self.remember();
         }
     }
@@ -137,10 +137,12 @@ impl<'a> Chronicle<'a> {
             self.record.borrow_mut().phase = Phase::Disconnected;
         }
         let remembered = self.registry.remember(&self.record.borrow());
-        if let Err(error) = remembered
-            && !self.forgetful.replace(true)
-        {
-            tracing::warn!("what happens will not be remembered: {error}");
+        match remembered {
+            Ok(()) => self.forgetful.set(false),
+            Err(error) if !self.forgetful.replace(true) => {
+                tracing::warn!("what happens will not be remembered for now: {error}");
+            }
+            Err(_) => {}
         }
     }
 }

@@ -14,20 +14,24 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Deaths in a row, each as late after a new connection as a request is cut, that are no chance.
-const STRIKES: u32 = 2;
+const STRIKES: u32 = 3;
+/// Connections that die together die of their server.
+const TOGETHER: Duration = Duration::from_secs(1);
 /// A request may be a little older than the connection.
 const EARLY: Duration = Duration::from_secs(1);
 /// How long the driver may take to send again what a new connection is for.
 const RESENDING: Duration = Duration::from_secs(3);
-/// What the driver may be late by.
-const LATE: Duration = Duration::from_secs(5);
+/// What the driver may be late by: it looks once a second.
+const LATE: Duration = Duration::from_millis(2500);
 
 /// What is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Slowness {
     /// When each place got its connection.
     since: RefCell<BTreeMap<usize, Instant>>,
-    strikes: Cell<u32>,
+    strikes: RefCell<BTreeMap<usize, u32>>,
+    /// The last death.
+    death: Cell<Option<(usize, Instant)>>,
     /// Whether anything was in flight when it was last looked at: what waits for a new connection is not.
     busy: Cell<bool>,
     /// The limit, once it was raised.
@@ -46,14 +50,33 @@ impl Slowness {
     pub(super) fn died(&self, place: usize, first_limit: Duration) {
         let lived = self.since.borrow_mut().remove(&place).map(|since| since.elapsed());
         let limit = self.timeout.get().unwrap_or(first_limit);
-        let again = self.busy.get() && lived.is_some_and(|lived| is_cut(lived, first_limit, limit));
-        self.strikes.set(if again { self.strikes.get() + 1 } else { 0 });
+        let cut = |lived| is_cut(lived, first_limit) || is_cut(lived, limit);
+        let again = self.busy.get() && lived.is_some_and(cut);
+        let before = self.death.replace(Some((place, Instant::now())));
+        let together = before.is_some_and(|(other, then)| other != place && then.elapsed() < TOGETHER);
+        let mut strikes = self.strikes.borrow_mut();
+        if together {
+            strikes.clear();
+        } else {
+            let count = if again { strikes.get(&place).copied().unwrap_or(0) + 1 } else { 0 };
+            strikes.insert(place, count);
+        }
+    }
+
+    /// Whether some connection has died so often like that. It begins to count anew then.
+    fn struck(&self) -> bool {
+        let mut strikes = self.strikes.borrow_mut();
+        let struck = strikes.values().any(|count| *count >= STRIKES);
+        if struck {
+            strikes.clear();
+        }
+        struck
     }
 }
 
-/// Whether a connection that lived so long died as one does whose oldest request is cut.
-fn is_cut(lived: Duration, first_limit: Duration, limit: Duration) -> bool {
-    (first_limit..limit * 2 + LATE).contains(&(lived + EARLY))
+/// Whether a connection that lived so long died as one does whose oldest request is cut after that limit.
+fn is_cut(lived: Duration, limit: Duration) -> bool {
+    (limit..limit + limit / 2 + LATE).contains(&(lived + EARLY))
 }
 
 impl Keeper<'_> {
@@ -69,10 +92,9 @@ impl Keeper<'_> {
             }
             return Ok(());
         }
-        if self.slowness.strikes.get() < STRIKES || self.alive.borrow().len() < self.config.connections {
+        if self.alive.borrow().len() < self.config.connections || !self.slowness.struck() {
             return Ok(());
         }
-        self.slowness.strikes.set(0);
         let raised = (limit * 2).min(TIMEOUT_MAX);
         self.slowness.timeout.set(Some(raised));
         let only_one = self.config.connections == 1;
@@ -106,26 +128,45 @@ impl Keeper<'_> {
 mod tests {
     use super::*;
 
+    /// A connection that a request was cut on at once.
+    fn cut(slowness: &Slowness, place: usize) {
+        slowness.adopted(place);
+        slowness.died(place, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_cut_comes_when_the_time_of_a_request_is_up() {
+        let seconds = Duration::from_secs;
+        assert!(is_cut(seconds(10), seconds(10)) && is_cut(seconds(15), seconds(10)));
+        assert!(!is_cut(seconds(3), seconds(10)) && !is_cut(seconds(20), seconds(10)));
+    }
+
     #[test]
     fn only_what_is_cut_again_and_again_counts() {
-        let seconds = Duration::from_secs;
-        let (first, raised) = (seconds(10), seconds(40));
-        assert!(is_cut(seconds(10), first, first) && is_cut(seconds(50), first, raised));
-        assert!(!is_cut(seconds(3), first, first) && !is_cut(seconds(60), first, first));
-
         let slowness = Slowness::default();
-        let instant = Duration::ZERO;
         slowness.busy.set(true);
-        slowness.died(0, instant);
-        assert_eq!(slowness.strikes.get(), 0, "nobody knows how long it lived");
-        for strikes in 1..=2 {
-            slowness.adopted(0);
-            slowness.died(0, instant);
-            assert_eq!(slowness.strikes.get(), strikes);
-        }
-        slowness.adopted(0);
+        slowness.died(0, Duration::ZERO);
+        assert!(!slowness.struck(), "nobody knows how long it lived");
+        (0..STRIKES - 1).for_each(|_| cut(&slowness, 0));
+        assert!(!slowness.struck());
+        cut(&slowness, 0);
+        assert!(slowness.struck() && !slowness.struck());
+        (0..STRIKES - 1).for_each(|_| cut(&slowness, 0));
         slowness.busy.set(false);
-        slowness.died(0, instant);
-        assert_eq!(slowness.strikes.get(), 0, "nothing was in flight");
+        cut(&slowness, 0);
+        slowness.busy.set(true);
+        cut(&slowness, 0);
+        assert!(!slowness.struck(), "once nothing was in flight");
+    }
+
+    #[test]
+    fn connections_that_die_together_died_of_their_server() {
+        let slowness = Slowness::default();
+        slowness.busy.set(true);
+        for _ in 0..2 * STRIKES {
+            cut(&slowness, 0);
+            cut(&slowness, 1);
+        }
+        assert!(!slowness.struck());
     }
 }

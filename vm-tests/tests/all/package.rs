@@ -128,6 +128,7 @@ fn a_service_that_is_looked_after(vm: &mut Vm) -> Result<()> {
         "systemctl stop nbd-attach@parts && ! grep /srv/parts /proc/mounts && ! nbd-attach status parts 2>&1",
     )?;
     inside(vm, "systemctl start nbd-attach@parts srv-parts.mount && grep kept /srv/parts/file")?;
+    vm.run("rm -r /etc/systemd/system/nbd-attach@parts.service.d")?;
     // A keeper that somebody started by hand hands it over.
     inside(vm, "umount /srv/parts && systemctl stop nbd-attach@parts")?;
     vm.run("nsenter -t $(cat /run/systemd.pid) -m -p nbd-attach attach --keep --background --id parts --connections 2 nbd://127.0.0.1/parts")?;
