@@ -192,8 +192,8 @@ fn warn(config: &AttachConfig, links: &Links, geometry: &Geometry) {
     }
     if config.keep == Keep::Reconnect && links.told.epoch.is_none() {
         tracing::warn!(
-            "the server has no epoch: if it loses writes that it has acknowledged, as in a crash of its host, or \
-             serves another disk of this size, nobody notices (--require-epoch refuses such servers)"
+            "the server has no epoch: if it loses writes that it has acknowledged, as in a crash of its host, nobody \
+             notices, and another disk of this size only by what lies on it (--require-epoch refuses such servers)"
         );
     }
     if config.keep == Keep::No && links.cipher.as_ref().is_some_and(|cipher| cipher.records_max.is_some()) {

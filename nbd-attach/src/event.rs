@@ -110,7 +110,9 @@ impl Reason {
     #[must_use]
     pub fn of(error: &OpenError) -> Reason {
         match error {
-            OpenError::Different(Difference::Epoch { .. }) => Reason::LostWrites,
+            OpenError::Different(Difference::Epoch { .. } | Difference::Identity { .. }) => {
+                Reason::LostWrites
+            }
             OpenError::Different(_) => Reason::Different,
             OpenError::Tls(_) | OpenError::Negotiate(NegotiateError::Client(_) | NegotiateError::Unasked) => {
                 Reason::Refused

@@ -161,7 +161,7 @@ fn negotiate(error: &NegotiateError) -> Status {
 
 fn difference(error: &Difference) -> Status {
     match error {
-        Difference::Epoch { .. } => Status::LostWrites,
+        Difference::Epoch { .. } | Difference::Identity { .. } => Status::LostWrites,
         _ => Status::Refused,
     }
 }

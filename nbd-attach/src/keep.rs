@@ -10,10 +10,12 @@
 //!  keep ─▶ sentry     a connection has died          ─▶ renew    make it again
 //!       ─▶ orphans    connections that an earlier keeper made, of which only the kernel knows
 //!       ─▶ growth     the export has grown           ─▶ slow     a request takes longer than the driver waits
-//!       ─▶ wear       TLS keys are worn out          ─▶ chronicle   what happened, for people and scripts
+//!       ─▶ wear       TLS keys are worn out          ─▶ disk     which disk is it, if the server cannot tell?
+//!       ─▶ chronicle  what happened, for people and scripts
 //! ```
 
 mod chronicle;
+mod disk;
 mod growth;
 mod memory;
 mod orphans;
@@ -39,6 +41,7 @@ use crate::same::Told;
 use crate::tls::kernel::Cipher;
 use crate::usage::uses_of;
 use chronicle::Chronicle;
+use disk::Disk;
 use futures::stream::{FuturesUnordered, StreamExt};
 use nix::sys::socket::{Shutdown, shutdown};
 use renew::{Fresh, PAUSE_MAX};
@@ -101,6 +104,7 @@ pub async fn keep(
         told: RefCell::new(record.told()),
         grown: Cell::new(0),
         larger: Notify::new(),
+        disk: Disk::default(),
         slowness: Slowness::default(),
         alive: RefCell::new(BTreeMap::new()),
         deaths,
@@ -157,6 +161,8 @@ struct Keeper<'a> {
     grown: Cell<u64>,
     /// A connection may have told of more.
     larger: Notify,
+    /// Which disk it is, where the server cannot tell.
+    disk: Disk,
     /// Requests that take longer than the driver waits.
     slowness: Slowness,
     /// What the server last said that was accepted.

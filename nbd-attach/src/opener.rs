@@ -1,15 +1,21 @@
 //! Connections to one server, as many as are wanted, each ready for the kernel: dialled, encrypted where the URI
 //! says so, and through with the handshake.
 
-use crate::dial::{DialError, Link, Place, dial, look_up};
+mod error;
+
+pub use error::OpenError;
+
+use crate::dial::{DialError, Link, Place, Stream, dial, look_up};
 use crate::negotiate::{NegotiateError, ask, negotiate, start_tls};
-use crate::same::{self, Difference, Told, epoch_of, hinted_epoch};
+use crate::same::{self, Told, epoch_of, hinted_epoch};
+use crate::superblock;
 use crate::tls::kernel::{Cipher, hand_over};
 use crate::tls::record::RecordReader;
 use crate::tls::{Connector, TlsError};
 use common::handshake::Export;
 use common::handshake::client::{Answer, Client, ClientError};
 use common::uri::{Transport, Uri};
+use error::worse;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::io;
@@ -60,38 +66,6 @@ pub struct Opened {
     pub told: Told,
     /// What the kernel encrypts it with.
     pub cipher: Option<Cipher>,
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Nobody there.
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    /// No handshake.
-    #[error(transparent)]
-    Negotiate(#[from] NegotiateError),
-    /// It is another server than it was.
-    #[error("not what it was: {0}")]
-    Different(#[from] Difference),
-    /// Not encrypted.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The operating system failed us.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl OpenError {
-    /// How far it came: what fails late tells more than what fails early.
-    fn progress(&self) -> u8 {
-        match self {
-            OpenError::Dial(DialError::Resolve { .. }) => 0,
-            OpenError::Dial(_) | OpenError::Io(_) => 1,
-            OpenError::Negotiate(_) | OpenError::Tls(_) => 2,
-            OpenError::Different(_) => 3,
-        }
-    }
 }
 
 /// What is known of a server that is to be connected to.
@@ -160,6 +134,30 @@ impl<'a> Opener<'a> {
         .await
     }
 
+    /// What lies on the disk, asked on a connection of its own.
+    ///
+    /// # Errors
+    /// There is no connection, or no answer.
+    pub async fn identity(&self, patience: Duration) -> Result<Option<String>, OpenError> {
+        self.anywhere(patience, async |place: &Place, dialling| {
+            let mut link = dial(place, dialling).await?;
+            let name = &self.uri.export;
+            let look = async {
+                let Some(connector) = self.tls else {
+                    let export = negotiate(link.stream(), name, patience).await?;
+                    return look(link.stream(), export.size).await;
+                };
+                let client = Client::new(name).map_err(NegotiateError::from)?;
+                let rest = start_tls(link.stream(), client, patience).await?;
+                let mut encrypted = connector.upgrade(link.stream()).await?;
+                let export = rest.negotiate(&mut encrypted, patience).await?;
+                look(&mut encrypted, export.size).await
+            };
+            timeout(patience, look).await.map_err(|_| NegotiateError::Deadline(patience))?
+        })
+        .await
+    }
+
     /// Tries every place, those that are known first and then those that the name leads to now. One where somebody
     /// answers who does not serve is no better than one where nobody does.
     async fn anywhere<T>(
@@ -221,11 +219,12 @@ impl<'a> Opener<'a> {
         let mut opened = match (self.tls, link) {
             (None, mut link) => {
                 let export = negotiate(link.stream(), name, patience).await?;
-                let told = Told { export, epoch: None };
+                let identity = identified(link.stream(), expected, &export, patience).await?;
+                let told = Told { export, epoch: None, identity };
                 Opened { socket: link.into_fd()?, ends, told, cipher: None }
             }
             (Some(connector), Link::Tcp(stream)) => {
-                let opened = open_encrypted(stream, connector, name, patience).await?;
+                let opened = open_encrypted(stream, connector, name, expected, patience).await?;
                 Opened { ends, ..opened }
             }
             (Some(_), Link::Unix(_) | Link::Vsock(_)) => return Err(TlsError::OnlyTcp.into()),
@@ -280,11 +279,25 @@ impl<'a> Opener<'a> {
     }
 }
 
-/// The failure that tells more.
-fn worse(before: Option<OpenError>, now: OpenError) -> OpenError {
-    match before {
-        Some(before) if before.progress() > now.progress() => before,
-        _ => now,
+async fn look<S: Stream + ?Sized>(stream: &mut S, size: u64) -> Result<Option<String>, OpenError> {
+    let identity = superblock::identity(stream, size).await?;
+    superblock::disconnect(stream).await?;
+    Ok(identity)
+}
+
+/// What lies on a disk of which that is known.
+async fn identified<S: Stream + ?Sized>(
+    stream: &mut S,
+    expected: Expected<'_>,
+    export: &Export,
+    patience: Duration,
+) -> Result<Option<String>, OpenError> {
+    match expected {
+        Expected::Same(before, _) if before.identity.is_some() => {
+            let identity = timeout(patience, superblock::identity(stream, export.size)).await;
+            Ok(identity.map_err(|_| NegotiateError::Deadline(patience))??)
+        }
+        _ => Ok(None),
     }
 }
 
@@ -303,6 +316,7 @@ async fn open_encrypted(
     mut stream: TcpStream,
     connector: &Connector,
     name: &str,
+    expected: Expected<'_>,
     patience: Duration,
 ) -> Result<Opened, OpenError> {
     let client = Client::new(name).map_err(NegotiateError::from)?;
@@ -310,8 +324,9 @@ async fn open_encrypted(
     let upgrade = timeout(patience, connector.upgrade(RecordReader::new(stream))).await;
     let mut encrypted = upgrade.map_err(|_| NegotiateError::Deadline(patience))??;
     let export = rest.negotiate(&mut encrypted, patience).await?;
+    let identity = identified(&mut encrypted, expected, &export, patience).await?;
     let (stream, cipher) = hand_over(encrypted).map_err(TlsError::from)?;
     tracing::debug!("encrypted by {}", cipher.name());
-    let told = Told { export, epoch: None };
+    let told = Told { export, epoch: None, identity };
     Ok(Opened { socket: stream.into_std()?.into(), ends: None, told, cipher: Some(cipher) })
 }

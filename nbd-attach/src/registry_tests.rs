@@ -31,7 +31,7 @@ fn record(backend: &str) -> Record {
     let remembered = Remembered::from(&export);
     assert_eq!(remembered.export(), export);
     assert_eq!((remembered.word("durability"), remembered.word("mine")), (Some("writeback"), None));
-    Record::new(backend, &typed(), &Told { export, epoch: Some("00ff".into()) })
+    Record::new(backend, &typed(), &Told { export, epoch: Some("00ff".into()), identity: None })
 }
 
 #[test]

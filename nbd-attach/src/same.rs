@@ -18,6 +18,8 @@ pub struct Told {
     pub export: Export,
     /// Its epoch, if it has one.
     pub epoch: Option<String>,
+    /// What lies on it, of servers without an epoch and while it is in use.
+    pub identity: Option<String>,
 }
 
 /// What speaks against a connection.
@@ -53,6 +55,14 @@ pub enum Difference {
         /// As it is.
         now: String,
     },
+    /// It is another disk.
+    #[error("the server serves another disk (it holds {now}, and {before} before)")]
+    Identity {
+        /// As it was.
+        before: String,
+        /// As it is.
+        now: String,
+    },
 }
 
 /// Compares what a server says with what it said before, and with the size of the device. It may have grown.
@@ -69,6 +79,10 @@ pub fn check(before: &Told, device_size: u64, now: &Told) -> Result<(), Differen
     }
     if now.export.block_sizes != before.export.block_sizes {
         return Err(Difference::BlockSizes);
+    }
+    if let Some(before) = before.identity.as_ref().filter(|before| now.identity.as_ref() != Some(before)) {
+        let now = now.identity.clone().unwrap_or_else(|| "nothing known".to_owned());
+        return Err(Difference::Identity { before: before.clone(), now });
     }
     match &before.epoch {
         Some(old) if now.epoch.as_ref() != Some(old) => {
@@ -106,7 +120,7 @@ mod tests {
             name: None,
             description: Some("epoch=told to people".to_owned()),
         };
-        Told { export, epoch: epoch.map(str::to_owned) }
+        Told { export, epoch: epoch.map(str::to_owned), identity: None }
     }
 
     fn with(told: &Told, change: impl FnOnce(&mut Export)) -> Told {
@@ -135,6 +149,11 @@ mod tests {
         assert!(differs(&with(&before, |export| export.block_sizes = None)).contains("block sizes"));
         assert!(differs(&told(Some("0100"))).contains("0100, and 00ff"));
         assert!(differs(&told(None)).contains("not told"));
+        let held = |identity: Option<&str>| Told { identity: identity.map(str::to_owned), ..told(None) };
+        let error = check(&held(Some("ext aa")), 4096, &held(Some("ext bb"))).unwrap_err().to_string();
+        assert!(error.contains("holds ext bb, and ext aa before"), "{error}");
+        assert!(check(&held(Some("ext aa")), 4096, &held(None)).is_err());
+        assert_eq!(check(&held(None), 4096, &held(Some("ext bb"))), Ok(()), "nobody knew");
     }
 
     #[test]

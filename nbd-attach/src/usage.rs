@@ -102,6 +102,18 @@ pub fn uses_of(device: &DeviceDir) -> io::Result<Vec<Use>> {
     Ok(uses)
 }
 
+/// What the kernel makes when the device is mounted or built upon, with a number that no other time has. While these are
+/// the same, the device has been in use all the time.
+#[must_use]
+pub fn marks(device: &DeviceDir, sys: &Path) -> Vec<(PathBuf, u64)> {
+    let parts = device.parts().unwrap_or_default();
+    let of_part = |part: &Part| ["ext4", "xfs"].map(|kind| sys.join("fs").join(kind).join(&part.name));
+    let systems = parts.iter().flat_map(of_part);
+    let holders = device.holder_links().unwrap_or_default();
+    let number = |path: PathBuf| path.symlink_metadata().ok().map(|metadata| (path, metadata.ino()));
+    systems.chain(holders).filter_map(number).collect()
+}
+
 /// Whether a path leads to the device or a partition of it. Where it leads nowhere, as one of another mount
 /// namespace may, its last part has to do.
 fn names_one_of(parts: &[Part], path: &Path) -> bool {

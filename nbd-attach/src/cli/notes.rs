@@ -35,7 +35,8 @@ With --timeout 0 such a request hangs for ever and so does whoever waits for it.
 With --keep this process stays until the device is detached. Requests wait while the server is away, and \
 those in flight are sent again once --timeout has passed. A server that comes back with another export, \
 fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
-Only servers of this project have an epoch; of others the size, flags and block sizes have to do. \
+Only servers of this project have an epoch; of others the size, flags, block sizes and, while the device is mounted, \
+the identifiers of what lies on it have to do. \
 SIGHUP has it read certificates and look names up again. SIGTERM ends it if nothing uses the device, SIGINT in any \
 case; the device stays attached. The same command with the same --id, or `nbd-attach keep`, takes it up again. With \
 --json it prints a line per event.

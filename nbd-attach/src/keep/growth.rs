@@ -32,6 +32,7 @@ impl Keeper<'_> {
             if self.alive.borrow().len() < self.config.connections {
                 continue;
             }
+            self.look_at_disk().await;
             let Some(now) = self.look().await else { continue };
             if now.export.size < self.size.get() {
                 if shrunk != Some(now.export.size) {
@@ -55,7 +56,7 @@ impl Keeper<'_> {
             // Who asks may be told of more than the kernel's driver, which speaks less of the protocol.
             Ok(Answer::Export(offer)) => {
                 let export = Export { flags: self.told.borrow().export.flags, ..offer.export };
-                Some(Told { export, epoch: same::epoch_of(&offer.contexts) })
+                Some(Told { export, epoch: same::epoch_of(&offer.contexts), identity: None })
             }
             Ok(_) => None,
             Err(error) => {

@@ -119,7 +119,7 @@ impl Keeper<'_> {
 
     /// A new connection to what is still the same.
     pub(super) async fn fresh(&self) -> Result<Fresh, Failure> {
-        let before = self.told.borrow().clone();
+        let before = Told { identity: self.identity(), ..self.told.borrow().clone() };
         let opened = self.opener.open(Expected::Same(&before, self.size.get()), PATIENCE).await?;
         hasten(&opened.socket, self.config.timeout);
         let Opened { socket, ends, told, cipher } = opened;

@@ -186,7 +186,7 @@ impl Record {
     /// What the server said that was last accepted.
     #[must_use]
     pub fn told(&self) -> Told {
-        Told { export: self.export.export(), epoch: self.epoch.clone() }
+        Told { export: self.export.export(), epoch: self.epoch.clone(), identity: None }
     }
 
     /// Adds an event, and gives it with its number and time.

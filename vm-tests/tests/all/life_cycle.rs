@@ -174,8 +174,14 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
         }
     }
     println!("the slowest detach took {worst:?}");
+    Ok(())
+}
 
-    // A Unix socket that only the kernel has, and for ever: then only the server can end it, and is named.
+on_both_kernels!(a_driver_that_is_held_up_keeps_nobody_from_ending, Ours);
+/// A Unix socket that only the kernel has, and for ever: only the server can end it, and is named.
+fn a_driver_that_is_held_up_keeps_nobody_from_ending(scene: &Scene) -> Result<()> {
+    let mut vm = scene.vm().boot()?;
+    vm.run("truncate -s 64M /tmp/disk")?;
     serve(&mut vm, "server", "/tmp/disk")?;
     vm.run(&format!("nbd-attach attach --timeout 0 '{URI}'"))?;
     vm.kill("server", Signal::Stop)?;

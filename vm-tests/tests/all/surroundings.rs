@@ -219,3 +219,36 @@ fn a_late_answer_of_the_driver_is_an_answer(scene: &Scene) -> Result<()> {
     ensure!(!vm.log("keeper").contains("does not take a new connection"), "{}", vm.log("keeper"));
     vm.run("nbd-attach detach data").map(drop)
 }
+
+on_both_kernels!(another_disk_of_the_same_size_is_refused, Ext4, Nbdkit, Ours);
+/// Its server has no epoch: what lies on the disk has to do, while it is mounted, and only then.
+fn another_disk_of_the_same_size_is_refused(scene: &Scene) -> Result<()> {
+    let mut vm = scene.vm().boot()?;
+    vm.run("truncate -s 32M /tmp/a /tmp/b; mkfs.ext4 -q -F /tmp/a; mkfs.ext4 -q -F /tmp/b")?;
+    let serve = |vm: &mut Vm, name: &str, file: &str| {
+        vm.run("rm -f /run/around.sock")?;
+        vm.spawn(name, &format!("exec nbdkit --foreground --unix /run/around.sock file /tmp/{file}"))?;
+        vm.run("until [ -S /run/around.sock ]; do usleep 10000; done")
+    };
+    serve(&mut vm, "first", "a")?;
+    vm.spawn("keeper", &format!("exec {KEEP} --growth-interval 1 '{URI}'"))?;
+    kept(&mut vm)?;
+    vm.run("mount /dev/nbd0 /mnt && seq 1000 >/mnt/file && sync")?;
+    vm.wait_for("keeper", "it is known by what it holds: ext ")?;
+    vm.end("first")?;
+    serve(&mut vm, "other", "b")?;
+    vm.wait_for("keeper", "the server serves another disk")?;
+    status(&mut vm, r#""reason":"lost-writes""#)?;
+    vm.end("other")?;
+    serve(&mut vm, "again", "a")?;
+    status(&mut vm, r#""reconnects":1"#)?;
+    vm.run("echo 3 >/proc/sys/vm/drop_caches; seq 1000 | cmp - /mnt/file && umount /mnt")?;
+    // Another file system on the same disk is no other disk.
+    vm.run("mkfs.ext4 -q -F /dev/nbd0 && mount /dev/nbd0 /mnt && echo new >/mnt/file && sync")?;
+    vm.end("again")?;
+    serve(&mut vm, "last", "a")?;
+    status(&mut vm, r#""reconnects":2"#)?;
+    vm.run("echo 3 >/proc/sys/vm/drop_caches; grep new /mnt/file && umount /mnt && nbd-attach detach data")?;
+    ensure!(!vm.console().contains("I/O error"), "{}", vm.console());
+    Ok(())
+}
