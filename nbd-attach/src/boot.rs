@@ -35,11 +35,14 @@ pub enum BootError {
 /// # Errors
 /// The table cannot be used, or the directory not be written to.
 pub fn generate(into: &Path, table: &Path) -> Result<(), BootError> {
-    let entries = match tab::read(table) {
+    let read = match tab::read(table) {
         Err(TabError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read?,
     };
-    for entry in entries {
+    for (_, fault) in &read.faults {
+        tracing::error!("left out: {fault}");
+    }
+    for entry in read.entries {
         // An id needs no escaping here, and the unit reads it as it is.
         let service = format!("nbd-attach@{}.service", entry.name);
         if entry.auto {
@@ -102,8 +105,10 @@ mod tests {
         assert_eq!(link, Path::new(TEMPLATE));
         let device = into.join("dev-disk-by\\x2did-nbd\\x2dlater.device.d/nbd-attach.conf");
         assert!(fs::read_to_string(device).unwrap().contains("Wants=nbd-attach@later.service\n"));
-        fs::write(&tab, "nonsense\n").unwrap();
-        assert!(generate(&into, &tab).unwrap_err().to_string().contains("line 1"));
+        fs::write(&tab, "nonsense\nfine nbd://h/\n").unwrap();
+        let into = dir.path().join("others");
+        generate(&into, &tab).unwrap();
+        assert!(into.join(TARGET).join("nbd-attach@fine.service").symlink_metadata().is_ok());
     }
 
     #[test]

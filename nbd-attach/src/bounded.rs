@@ -4,7 +4,9 @@
 //! thread is left behind when time is up; it ends when the device is disconnected.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -30,6 +32,9 @@ pub async fn bounded<T: Send + 'static>(
     }
 }
 
+/// The commands by which this program runs itself.
+pub const HELPERS: [&str; 5] = ["disconnect", "flush", "netlink", "probe", "release"];
+
 /// This program again, to do what may hang: a process cannot end while one of its threads waits in the kernel, but
 /// it can leave another process behind.
 #[derive(Debug)]
@@ -45,12 +50,30 @@ impl Child {
         Child(child)
     }
 
+    /// With an open file, which is the child's alone from its start on.
+    #[must_use]
+    pub fn holding(mut self, file: File) -> Child {
+        self.0.stdin(file);
+        self
+    }
+
+    /// Starts it and leaves it to itself. It is in no terminal's group of processes.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn left_alone(mut self) -> io::Result<()> {
+        self.0.process_group(0).spawn().map(drop)
+    }
+
     /// Runs it to its end. Its exit code is an error number.
     ///
     /// # Errors
     /// It could not be started, or what it did failed.
     pub fn finished(mut self) -> io::Result<()> {
-        match self.0.status()?.code() {
+        let mut running = self.0.spawn()?;
+        // What the child was given is ours as well, until now.
+        drop(self.0);
+        match running.wait()?.code() {
             Some(0) => Ok(()),
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Err(io::Error::other("the process that was to do it was killed")),

@@ -1,5 +1,7 @@
 //! What was typed. What it means is decided in [`crate::config`].
 
+mod notes;
+
 use std::path::PathBuf;
 
 use crate::tls::Preference;
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Attaches NBD exports to the kernel's nbd driver, so that they become /dev/nbdN.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(version, about, after_help = notes::whole(), disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -17,21 +19,6 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  nbd-attach attach nbd://server/disk              prints the device, for example /dev/nbd0
-  nbd-attach attach nbd+unix:///?socket=/run/nbd.sock --device /dev/nbd3
-  nbd-attach status
-  nbd-attach info nbd://server                     what the server offers
-  nbd-attach detach /dev/nbd0
-
-A device that outlives its server, and this command:
-  nbd-attach attach --keep --id data nbds://server/disk --tls-certificates /etc/pki/nbd
-  nbd-attach watch                                 what happens to the devices, as it happens
-  nbd-attach detach data
-
-Attaching and detaching need root (CAP_SYS_ADMIN); looking does not.";
 
 /// The commands, and some for the system's own use.
 #[derive(Debug, Subcommand)]
@@ -62,6 +49,23 @@ pub enum Command {
         /// A device
         device: String,
     },
+    /// What has the driver asked in the place of another process
+    #[command(hide = true)]
+    Netlink,
+    /// What attach has another process do
+    #[command(hide = true)]
+    Probe {
+        /// A device
+        node: PathBuf,
+    },
+    /// What detach has another process do
+    #[command(hide = true)]
+    Release {
+        /// A device, which this process has open as its standard input
+        device: String,
+        /// Its identifier
+        backend: String,
+    },
     /// What the udev rule asks about a device: its properties
     #[command(hide = true)]
     Udev {
@@ -80,12 +84,25 @@ pub enum Command {
     },
 }
 
+/// What stands for no limit.
+const FOREVER: &str = "infinity";
+/// The same as a number: ten years, which the driver can count.
+pub const FOREVER_SECONDS: u64 = 10 * 365 * 86_400;
+
+fn seconds(typed: &str) -> Result<u64, String> {
+    if typed == FOREVER {
+        return Ok(FOREVER_SECONDS);
+    }
+    typed.parse().map_err(|_| format!("say a number of seconds, or {FOREVER}"))
+}
+
 /// Where the table is.
 pub const TAB: &str = "/etc/nbd-attach.tab";
 
 /// `nbd-attach attach`.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
-#[command(after_help = ATTACH_NOTES)]
+#[serde(default)]
+#[command(after_help = notes::ATTACH_NOTES)]
 pub struct Attach {
     /// nbd://HOST:PORT/EXPORT, nbds://HOST:PORT/EXPORT for TLS, or nbd+unix:///EXPORT?socket=PATH
     pub uri: String,
@@ -99,15 +116,27 @@ pub struct Attach {
     /// Connections to open; the server must allow more than one
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub connections: usize,
-    /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever
-    #[arg(long, value_name = "S", default_value_t = 10)]
-    pub timeout: u64,
+    /// Seconds a request may wait for its reply before its connection counts as dead; 0 is for ever [default: 60;
+    /// with --keep, 10, and more when a request needs it]
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<u64>,
+    /// Wait for a server that is not there yet; with =S, so many seconds
+    #[arg(long, value_name = "S", num_args = 0..=1, require_equals = true, default_missing_value = FOREVER,
+        value_parser = seconds)]
+    pub wait: Option<u64>,
     /// Stay, and give the device new connections when its server or the network has been away
     #[arg(long)]
     pub keep: bool,
-    /// Seconds requests wait for a new connection once all are dead, before they fail [default: 0; with
-    /// --keep, an hour]
-    #[arg(long, value_name = "S")]
+    /// With --keep: return when the device is ready, and go on in the background; the log goes to syslog
+    #[arg(long, requires = "keep")]
+    #[serde(skip)]
+    pub background: bool,
+    /// Refuse a server that cannot tell when it has lost acknowledged writes
+    #[arg(long)]
+    pub require_epoch: bool,
+    /// Seconds requests wait for a new connection once all are dead, before they fail, or `infinity` [default: 0;
+    /// with --keep, an hour]
+    #[arg(long, value_name = "S", value_parser = seconds)]
     pub dead_connection_timeout: Option<u64>,
     /// With --keep: seconds between two looks whether the export has grown; 0 is never
     #[arg(long, value_name = "S", default_value_t = 30)]
@@ -137,34 +166,33 @@ pub struct Attach {
     pub json: bool,
 }
 
-const ATTACH_NOTES: &str = "\
-Without --keep nothing stays resident: once attached, the kernel holds the connections. When the server \
-dies, a request in flight fails with an I/O error after --timeout, and everything after it fails at once. \
-A server that needs longer than that for one request, a large flush for example, is taken for dead. \
-With --timeout 0 such a request hangs for ever and so does whoever waits for it.
-With --keep this process stays until the device is detached. Requests wait while the server is away, and \
-those in flight are sent again once --timeout has passed. A server that comes back with another export, \
-fewer bytes, other flags or an epoch that says that it has lost writes is refused, and the log says why. \
-Ended by a signal, it leaves the device attached; the same command with the same --id, or `nbd-attach keep`, \
-takes it up again. With --json it prints a line per event.
-With nbds:// the kernel encrypts: it needs its tls module, and a server on TCP.
---dead-connection-timeout without --keep only helps when something else reconnects.";
+/// What is meant where nothing was typed, also for what a record of an earlier release does not have.
+impl Default for Attach {
+    fn default() -> Attach {
+        match Cli::parse_from(["nbd-attach", "attach", ""]).command {
+            Command::Attach(attach) => attach,
+            _ => unreachable!("it is what was typed"),
+        }
+    }
+}
 
 /// `nbd-attach detach`.
 #[derive(Debug, Args)]
-#[command(after_help = DETACH_NOTES)]
+#[command(after_help = notes::DETACH_NOTES)]
 pub struct Detach {
-    /// The device, or the id it was attached by
-    #[arg(value_name = "DEVICE")]
-    pub device: String,
+    /// The device, or the id or the URI it was attached by
+    #[arg(value_name = "DEVICE", required_unless_present = "all", conflicts_with = "all")]
+    pub device: Option<String>,
+    /// Detach every device that this tool attached; those that are in use stay, and make it fail
+    #[arg(long)]
+    pub all: bool,
+    /// Unmount what is mounted of it first
+    #[arg(long)]
+    pub unmount: bool,
     /// Detach even when in use, when it cannot be flushed, or when another tool attached it
     #[arg(long)]
     pub force: bool,
 }
-
-const DETACH_NOTES: &str = "\
-Without --force the device must be neither mounted, nor swapped to, nor held by another device, \
-nor open in a program, and everything written must have reached the server. With --force data may be lost.";
 
 /// `nbd-attach status`.
 #[derive(Debug, Args)]
@@ -179,7 +207,7 @@ pub struct Status {
 
 /// `nbd-attach watch`.
 #[derive(Debug, Args)]
-#[command(after_help = WATCH_NOTES)]
+#[command(after_help = notes::WATCH_NOTES)]
 pub struct Watch {
     /// Print only what happens to this device, or to the one attached by this id
     #[arg(value_name = "DEVICE")]
@@ -189,13 +217,9 @@ pub struct Watch {
     pub json: bool,
 }
 
-const WATCH_NOTES: &str = "\
-It begins with the devices that are attached and goes on until it is ended. Of devices that nobody keeps \
-(see attach --keep) only the kernel tells that a connection has died, and not which.";
-
 /// `nbd-attach keep`.
 #[derive(Debug, Args)]
-#[command(after_help = KEEP_NOTES)]
+#[command(after_help = notes::KEEP_NOTES)]
 pub struct Keep {
     /// The device, or the id it was attached by
     #[arg(value_name = "DEVICE")]
@@ -203,23 +227,18 @@ pub struct Keep {
     /// Seconds a request may wait for its reply before its connection counts as dead [default: as attached]
     #[arg(long, value_name = "S")]
     pub timeout: Option<u64>,
-    /// Seconds requests wait for a new connection once all are dead, before they fail [default: as attached with
-    /// --keep, else an hour]
-    #[arg(long, value_name = "S")]
+    /// Seconds requests wait for a new connection once all are dead, before they fail, or `infinity` [default: as
+    /// attached with --keep, else an hour]
+    #[arg(long, value_name = "S", value_parser = seconds)]
     pub dead_connection_timeout: Option<u64>,
     /// Print a JSON object per event
     #[arg(long)]
     pub json: bool,
 }
 
-const KEEP_NOTES: &str = "\
-For a device whose keeper has ended, or that was attached without --keep, by this tool and since the machine \
-was started. The kernel does not tell which of its connections are dead, so new ones are offered to it: at \
-once, whenever it says that one has died, and from time to time.";
-
 /// `nbd-attach up`.
 #[derive(Debug, Args)]
-#[command(after_help = UP_NOTES)]
+#[command(after_help = notes::UP_NOTES)]
 pub struct Up {
     /// The entry's name, which becomes the device's id
     pub name: String,
@@ -227,17 +246,6 @@ pub struct Up {
     #[arg(long, value_name = "FILE", default_value = TAB)]
     pub tab: PathBuf,
 }
-
-const UP_NOTES: &str = "\
-The table has a line per device: a name, a URI and options of `nbd-attach attach` without their dashes, joined \
-by commas:
-
-  data   nbd://server/disk
-  vault  nbds://server/vault   connections=4,tls-certificates=/etc/pki/nbd
-
-Every entry is attached with --keep and --id NAME. With the units installed, `systemctl start \
-nbd-attach@data` does it, /dev/disk/by-id/nbd-data appears, and a line of /etc/fstab that mounts it needs \
-no more than _netdev. The option noauto leaves an entry alone at boot.";
 
 /// `nbd-attach info`.
 #[derive(Debug, Args)]
@@ -273,7 +281,7 @@ mod tests {
         let attach = command.find_subcommand_mut("attach").unwrap();
         let help = attach.render_long_help().to_string();
         assert!(
-            help.contains("[default: 10]")
+            help.contains("with --keep, 10")
                 && help.contains("nothing stays resident")
                 && help.contains("an hour")
         );

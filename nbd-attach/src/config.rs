@@ -1,10 +1,12 @@
 //! What the command line means: every value checked and typed, every refusal a sentence.
 
+mod choice;
 mod error;
 
+pub use choice::{Access, Epoch, Insistence, Keep, Mounts, Output};
 pub use error::ConfigError;
 
-use crate::cli;
+use crate::cli::{self, FOREVER_SECONDS};
 use crate::device::{Index, Named};
 use crate::identifier::Id;
 use crate::tls::{Connector, Preference, TlsError};
@@ -15,11 +17,15 @@ use std::time::Duration;
 /// Connections per device. The driver makes one hardware queue per CPU at most; more sockets than
 /// this are idle spares, and each costs the server memory.
 pub const CONNECTIONS_MAX: usize = 64;
-/// A day. Longer waits are mistakes, and the driver multiplies by its tick rate in 32 bits.
+/// A day: the driver multiplies by its tick rate in 32 bits.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// How long requests wait for a server to come back, where somebody reconnects and nothing else was said: an
 /// hour.
 pub const KEPT_SECONDS: u64 = 3600;
+/// How long a request may take, where nobody reconnects and nothing else was said: so long take gigabytes to flush.
+pub const TIMEOUT_SECONDS: u64 = 60;
+/// The same where somebody reconnects, for whom it is how long a recovery takes at least; he raises it if he must.
+pub const KEPT_TIMEOUT_SECONDS: u64 = 10;
 /// The smallest block the driver accepts.
 pub const BLOCK_SIZE_MIN: u32 = 512;
 
@@ -42,6 +48,10 @@ pub struct AttachConfig {
     pub timeout: Duration,
     /// Zero is not to wait.
     pub dead_connection_timeout: Duration,
+    /// How long to wait for a server that is not there yet.
+    pub wait: Duration,
+    /// What to do about a server that cannot tell when it has lost writes.
+    pub epoch: Epoch,
     /// Between two looks whether the export has grown; zero is never.
     pub growth_interval: Duration,
     /// Records of TLS after which a connection is made anew, if not as the cipher wants it.
@@ -56,49 +66,15 @@ pub struct AttachConfig {
     pub output: Output,
 }
 
-/// What becomes of a device when its server goes away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// It fails.
-    No,
-    /// It is given new connections.
-    Reconnect,
-}
-
-/// Whether the device shall be writable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Writable when the server allows it.
-    AsOffered,
-    /// Never.
-    ReadOnly,
-}
-
-/// For whom the result is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// A path or a table.
-    Human,
-    /// For programs.
-    Json,
-}
-
-/// How a device is to be detached.
+/// How devices are to be detached.
 #[derive(Clone, Debug)]
 pub struct DetachConfig {
-    /// Which.
-    pub device: Named,
+    /// Which; none for all that this tool attached.
+    pub device: Option<Named>,
     /// What to do about a device in use.
     pub insistence: Insistence,
-}
-
-/// What detaching does when something speaks against it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Insistence {
-    /// Say so and leave the device attached.
-    Refuse,
-    /// Say so and detach all the same.
-    Force,
+    /// What to do about its file systems.
+    pub mounts: Mounts,
 }
 
 /// Which server is to be asked.
@@ -143,7 +119,9 @@ impl AttachConfig {
         if tls.is_none() {
             not_encrypted(&typed)?;
         }
-        if typed.keep && typed.timeout == 0 {
+        let timeout =
+            typed.timeout.unwrap_or(if typed.keep { KEPT_TIMEOUT_SECONDS } else { TIMEOUT_SECONDS });
+        if typed.keep && timeout == 0 {
             return Err(ConfigError::KeepForEver);
         }
         if !(1..=CONNECTIONS_MAX).contains(&typed.connections) {
@@ -161,7 +139,9 @@ impl AttachConfig {
             id: typed.id.as_deref().map(str::parse).transpose()?,
             device: typed.device.as_deref().map(str::parse).transpose()?,
             connections: typed.connections,
-            timeout: seconds("--timeout", typed.timeout)?,
+            timeout: seconds("--timeout", timeout)?,
+            wait: Duration::from_secs(typed.wait.unwrap_or(0)),
+            epoch: if typed.require_epoch { Epoch::Required } else { Epoch::Optional },
             dead_connection_timeout: seconds(
                 "--dead-connection-timeout",
                 typed.dead_connection_timeout.unwrap_or(if typed.keep { KEPT_SECONDS } else { 0 }),
@@ -175,6 +155,18 @@ impl AttachConfig {
             typed,
         })
     }
+
+    /// The same for a device that has so many connections: the driver takes no more once it is attached.
+    #[must_use]
+    pub fn with_connections(self, connections: usize) -> AttachConfig {
+        if connections != self.connections {
+            tracing::warn!(
+                "the device has {connections} connections, and keeps that number until it is detached"
+            );
+        }
+        let typed = cli::Attach { connections, ..self.typed };
+        AttachConfig { connections, typed, ..self }
+    }
 }
 
 impl KeepConfig {
@@ -186,25 +178,11 @@ impl KeepConfig {
         let before = typed.dead_connection_timeout.filter(|_| typed.keep);
         cli::Attach {
             keep: true,
-            timeout: self.timeout.map_or(typed.timeout, |time| time.as_secs()),
+            timeout: self.timeout.map(|time| time.as_secs()).or(typed.timeout.filter(|time| *time > 0)),
             dead_connection_timeout: waits.or(before),
             json: self.output == Output::Json,
             ..typed.clone()
         }
-    }
-}
-
-impl AttachConfig {
-    /// The same for a device that has so many connections: the driver takes no more once it is attached.
-    #[must_use]
-    pub fn with_connections(self, connections: usize) -> AttachConfig {
-        if connections != self.connections {
-            tracing::warn!(
-                "the device has {connections} connections, and keeps that number until it is detached"
-            );
-        }
-        let typed = cli::Attach { connections, ..self.typed };
-        AttachConfig { connections, typed, ..self }
     }
 }
 
@@ -276,7 +254,9 @@ impl DetachConfig {
     /// Gives meaning to what was typed.
     pub fn new(typed: &cli::Detach) -> Result<DetachConfig, ConfigError> {
         let insistence = if typed.force { Insistence::Force } else { Insistence::Refuse };
-        Ok(DetachConfig { device: typed.device.parse()?, insistence })
+        let device = typed.device.as_deref().map(str::parse).transpose()?;
+        let mounts = if typed.unmount { Mounts::Unmount } else { Mounts::Leave };
+        Ok(DetachConfig { device, insistence, mounts })
     }
 }
 
@@ -307,7 +287,11 @@ fn output(json: bool) -> Output {
 
 fn seconds(option: &'static str, seconds: u64) -> Result<Duration, ConfigError> {
     let duration = Duration::from_secs(seconds);
-    if duration > TIMEOUT_MAX { Err(ConfigError::Timeout { option, seconds }) } else { Ok(duration) }
+    if duration > TIMEOUT_MAX && seconds != FOREVER_SECONDS {
+        Err(ConfigError::Timeout { option, seconds })
+    } else {
+        Ok(duration)
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ fn attach(arguments: &[&str]) -> Result<AttachConfig, String> {
 fn defaults() {
     let config = attach(&["nbd://host/x"]).unwrap();
     assert_eq!((config.connections, config.device, config.block_size), (1, None, None));
-    assert_eq!(config.timeout, Duration::from_secs(10));
+    assert_eq!(config.timeout, Duration::from_secs(60));
     assert_eq!(config.dead_connection_timeout, Duration::ZERO);
     assert_eq!((config.access, config.output), (Access::AsOffered, Output::Human));
 }
@@ -24,7 +24,14 @@ fn defaults() {
 fn a_device_that_is_kept_waits_for_its_server() {
     let config = attach(&["nbd://host/x", "--keep"]).unwrap();
     assert_eq!((config.keep, config.dead_connection_timeout), (Keep::Reconnect, Duration::from_secs(3600)));
-    let config = attach(&["nbd://host/x", "--keep", "--dead-connection-timeout", "5"]).unwrap();
+    assert_eq!(config.timeout, Duration::from_secs(10));
+    let config =
+        attach(&["nbd://host/x", "--keep", "--dead-connection-timeout", "infinity", "--wait"]).unwrap();
+    assert!(
+        config.dead_connection_timeout > Duration::from_secs(9 * 365 * 86400) && config.wait > TIMEOUT_MAX
+    );
+    let config = attach(&["nbd://host/x", "--wait=7", "--keep", "--dead-connection-timeout", "5"]).unwrap();
+    assert_eq!(config.wait, Duration::from_secs(7));
     assert_eq!(config.dead_connection_timeout, Duration::from_secs(5));
 }
 

@@ -1,28 +1,33 @@
 //! `nbd-attach detach`: only a device that nothing uses, only after what was written has reached
 //! the server, and only the attachment that was looked at.
 //!
-//! The device is held open exclusively meanwhile, so that nobody mounts it in between; this also
-//! finds users that this mount namespace does not see.
+//! The device is held open exclusively meanwhile, so that nobody mounts it in between. Then the driver is asked to
+//! disconnect it when the last one who has it open closes it, and we close it: so it goes exactly if nobody else uses
+//! it, whether the kernel tells of him or not.
 
 mod disconnect;
+mod flush;
 
-pub use disconnect::disconnect_only;
+pub use disconnect::{disconnect_only, release_only};
+pub use flush::{FlushError, flush_files};
 
-use crate::bounded::{Child, TooSlow, bounded};
-use crate::config::{DetachConfig, Insistence};
+use crate::bounded::bounded;
+use crate::config::{DetachConfig, Insistence, Mounts};
 use crate::device::Index;
 use crate::driver::{self, DriverError};
 use crate::host::{Host, NotAttached};
 use crate::identifier;
 use crate::netlink::client::NetlinkError;
+use crate::registry::{Phase, Record};
 use crate::sysfs::DeviceDir;
 use crate::usage::{Use, uses_of};
-use disconnect::{disconnect, hurry};
-use nix::libc::{EBUSY, EIO, O_EXCL};
+use disconnect::{Released, disconnect, hurry, release};
+use flush::flush;
+use nix::libc::{EBUSY, O_EXCL};
+use nix::mount::{MntFlags, umount2};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -30,10 +35,8 @@ use tokio::time::{Instant, sleep};
 const GLANCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Opening waits for a partition scan at most.
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
-/// A server may have gigabytes of ours to put on its disk.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
-/// Who insists has given up on a server that takes longer than this.
-const FORCED_FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// Unmounting writes what was not written yet.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(100);
 /// What the server has got is answered within this, if ever.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// After DISCONNECT the device lives until the last program closes it, udev among them.
@@ -74,9 +77,18 @@ pub enum DetachError {
         /// By whom.
         uses: Vec<Use>,
     },
-    /// Unknown users.
-    #[error("{0} is in use in another mount namespace or container; --force detaches it all the same")]
+    /// Unknown users, who claim it for themselves.
+    #[error(
+        "{0} is held by somebody whom the kernel does not name, as a program in another container; --force detaches \
+         it all the same"
+    )]
     Held(Index),
+    /// Unknown users, who do not.
+    #[error(
+        "{0} is in use by somebody whom the kernel does not name, or who is of another container; it stays attached; \
+         --force detaches it all the same"
+    )]
+    Open(Index),
     /// The server has not got everything.
     #[error(
         "{device} could not be flushed ({error}); --force detaches it all the same and may lose what was written"
@@ -110,17 +122,6 @@ pub enum DetachError {
     Io(#[from] io::Error),
 }
 
-/// Why written data may not have reached the server.
-#[derive(Debug, thiserror::Error)]
-pub enum FlushError {
-    /// It said so.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It says nothing.
-    #[error("the server gave {0}")]
-    Silent(#[from] TooSlow),
-}
-
 fn owner(backend: Option<&str>) -> String {
     backend.map_or_else(|| "it left no identifier".into(), |backend| format!("its identifier is {backend:?}"))
 }
@@ -129,38 +130,105 @@ fn listed(uses: &[Use]) -> String {
     uses.iter().map(Use::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Detaches, or says why not.
-pub async fn detach(config: &DetachConfig, host: &Host) -> Result<(Index, Detached), DetachError> {
+/// The devices that are meant.
+///
+/// # Errors
+/// There is none of that name.
+pub fn meant(config: &DetachConfig, host: &Host) -> Result<Vec<DeviceDir>, DetachError> {
     driver::check_privilege()?;
-    let device = host.find(&config.device)?;
-    let index = device.index;
-    let insist = config.insistence;
+    Ok(match &config.device {
+        Some(name) => vec![host.find(name)?],
+        None => host.ours()?,
+    })
+}
+
+/// Detaches one, or says why not.
+///
+/// # Errors
+/// It stays attached.
+pub async fn detach(device: &DeviceDir, config: &DetachConfig, host: &Host) -> Result<Detached, DetachError> {
+    let (index, insist) = (device.index, config.insistence);
     let backend = device.backend();
     if backend.as_deref().and_then(identifier::read).is_none() {
         let foreign = DetachError::Foreign { device: index, backend: backend.clone() };
         object(insist, foreign)?;
     }
-    let uses = lasting_uses(&device).await?;
+    if config.mounts == Mounts::Unmount {
+        unmount(device).await?;
+    }
+    let uses = lasting_uses(device).await?;
     if !uses.is_empty() {
         object(insist, DetachError::InUse { device: index, uses: uses.clone() })?;
     }
-    let held = hold(&device, insist, &uses).await?;
-    flush(&device, insist, &uses, held.as_ref()).await?;
+    let held = hold(device, insist, &uses).await?;
+    flush(device, insist, &uses, held.as_ref()).await?;
     if device.backend() != backend {
         return Err(DetachError::Changed(index));
     }
-    settle(&device, insist).await;
-    if insist == Insistence::Force {
-        hurry(&device, host, backend.as_deref()).await;
+    settle(device, insist).await;
+    let ended = match (insist, held) {
+        (Insistence::Refuse, Some(held)) => {
+            release(device, host, backend.as_deref().unwrap_or_default(), held).await?
+        }
+        (_, held) => {
+            hurry(device, host, backend.as_deref()).await;
+            disconnect(device, host).await?;
+            drop(held);
+            wait_until_gone(device, backend.as_deref(), &uses).await?
+        }
+    };
+    match ended {
+        Released::Gone => {
+            drop_partitions(device).await;
+            device.announce();
+            host.registry.forget(backend.as_deref().unwrap_or_default());
+            Ok(Detached::Gone)
+        }
+        Released::InUse if insist == Insistence::Force => {
+            note_disconnected(device, host);
+            Ok(Detached::Lingering)
+        }
+        Released::InUse => {
+            let uses = uses_of(device)?;
+            Err(if uses.is_empty() {
+                DetachError::Open(index)
+            } else {
+                DetachError::InUse { device: index, uses }
+            })
+        }
     }
-    disconnect(&device, host, insist).await?;
-    drop(held);
-    let ended = wait_until_gone(&device, backend.as_deref(), &uses).await?;
-    if ended == Detached::Gone {
-        device.announce();
-        host.registry.forget(index, backend.as_deref().unwrap_or_default());
+}
+
+/// Unmounts what is mounted of it here, the last first. What is busy stays, and is a use.
+async fn unmount(device: &DeviceDir) -> Result<(), DetachError> {
+    for used in uses_of(device)?.into_iter().rev() {
+        let Use::Mount(point) = used else { continue };
+        let at = point.clone();
+        match bounded(UNMOUNT_PATIENCE, move || umount2(&at, MntFlags::UMOUNT_NOFOLLOW)).await {
+            Ok(Ok(())) => tracing::info!("{} is unmounted", point.display()),
+            Ok(Err(errno)) => tracing::warn!("{} stays mounted: {}", point.display(), errno.desc()),
+            Err(slow) => tracing::warn!("{} stays mounted: {slow}", point.display()),
+        }
     }
-    Ok((index, ended))
+    Ok(())
+}
+
+/// For `status`, and for whoever attaches by the same id.
+fn note_disconnected(device: &DeviceDir, host: &Host) {
+    let Some(record) = host.registry.record(device) else { return };
+    let record = Record { phase: Phase::Disconnected, keeper: None, ..record };
+    if let Err(error) = host.registry.remember(&record) {
+        tracing::debug!("{}: that it is disconnected is not remembered: {error}", device.index);
+    }
+}
+
+/// Partitions outlive the disk until somebody opens it.
+async fn drop_partitions(device: &DeviceDir) {
+    if device.parts().is_ok_and(|parts| parts.len() > 1) {
+        let node = device.index.node();
+        // One that is attached anew meanwhile has its own.
+        let _ = bounded(OPEN_PATIENCE, move || File::open(node)).await;
+    }
 }
 
 /// What is in flight when the device is disconnected fails; readers may still have something there.
@@ -223,70 +291,22 @@ async fn hold(device: &DeviceDir, insist: Insistence, uses: &[Use]) -> Result<Op
     Ok(None)
 }
 
-async fn flush(
-    device: &DeviceDir,
-    insist: Insistence,
-    uses: &[Use],
-    held: Option<&File>,
-) -> Result<(), DetachError> {
-    if held.is_none() {
-        // It could not even be opened.
-        return Ok(());
-    }
-    let mounts = uses.iter().filter_map(|used| match used {
-        Use::Mount(point) => Some(point.clone()),
-        Use::Swap(_) | Use::Holder(_) | Use::Program { .. } => None,
-    });
-    let files: Vec<PathBuf> = mounts.chain([device.index.node()]).collect();
-    let patience = match insist {
-        Insistence::Refuse => FLUSH_PATIENCE,
-        Insistence::Force => FORCED_FLUSH_PATIENCE,
-    };
-    let flushed = bounded(patience, move || flush_in_child(&files));
-    let error = match flushed.await {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => FlushError::Io(error),
-        Err(slow) => FlushError::Silent(slow),
-    };
-    object(insist, DetachError::Flush { device: device.index, error })
-}
-
-/// A process that waits for a dead server cannot end, so the waiting is left to another one.
-fn flush_in_child(files: &[PathBuf]) -> io::Result<()> {
-    Child::of_ours(std::iter::once("flush".into()).chain(files.iter().cloned())).finished()
-}
-
-/// What that process does: flushes devices, and file systems by any file on them. Its exit code is
-/// the error number.
-pub fn flush_files(files: &[PathBuf]) -> i32 {
-    let flush_one = |path: &PathBuf| {
-        let file = File::open(path)?;
-        if file.metadata()?.file_type().is_block_device() {
-            file.sync_all()
-        } else {
-            Ok(nix::unistd::syncfs(file)?)
-        }
-    };
-    let flushed: io::Result<()> = files.iter().try_for_each(flush_one);
-    flushed.map_or_else(|error| error.raw_os_error().unwrap_or(EIO), |()| 0)
-}
-
 async fn wait_until_gone(
     device: &DeviceDir,
     backend: Option<&str>,
     uses: &[Use],
-) -> Result<Detached, DetachError> {
+) -> Result<Released, DetachError> {
     let is_ours = || device.attached() && device.backend().as_deref() == backend;
     // What is mounted keeps the device open for as long as it likes.
     let patience = if uses.is_empty() { GONE_PATIENCE } else { Duration::ZERO };
     let until = Instant::now() + patience;
     while is_ours() {
         if Instant::now() >= until {
-            return Ok(Detached::Lingering);
+            return Ok(Released::InUse);
         }
         sleep(POLL).await;
     }
-    Ok(Detached::Gone)
+    Ok(Released::Gone)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! the [`Index`].
 
 use crate::identifier::{Id, IdError};
+use common::uri::{Uri, UriError};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -64,6 +65,8 @@ pub enum Named {
     Device(Index),
     /// By the id it was attached by.
     Id(Id),
+    /// By what was attached.
+    Uri(Box<Uri>),
 }
 
 impl FromStr for Named {
@@ -71,6 +74,10 @@ impl FromStr for Named {
 
     fn from_str(typed: &str) -> Result<Named, DeviceNameError> {
         match typed.parse() {
+            Err(DeviceNameError::NotNbd(_)) if typed.contains("://") => typed
+                .parse()
+                .map(|uri| Named::Uri(Box::new(uri)))
+                .map_err(|_: UriError| DeviceNameError::NotNbd(typed.to_owned())),
             Err(DeviceNameError::NotNbd(_)) if !typed.contains('/') => typed
                 .parse()
                 .map(Named::Id)
@@ -85,6 +92,7 @@ impl fmt::Display for Named {
         match self {
             Named::Device(index) => index.fmt(f),
             Named::Id(id) => id.fmt(f),
+            Named::Uri(uri) => uri.fmt(f),
         }
     }
 }
@@ -93,7 +101,7 @@ impl fmt::Display for Named {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceNameError {
     /// Something else altogether.
-    #[error("{0:?} is not an nbd device: say /dev/nbdN, or the id it was attached by")]
+    #[error("{0:?} is not an nbd device: say /dev/nbdN, or the id or the URI it was attached by")]
     NotNbd(String),
     /// A partition was named.
     #[error("{partition} is a partition: name the whole device, {whole}")]

@@ -2,11 +2,9 @@
 //!
 //! TCP without delay and with keepalive, so that a peer that vanished while the device was idle is
 //! noticed; Unix with a large send buffer; no receive timeout, which would kill an idle device;
-//! closed on exec. Name look-up and connecting share one deadline.
+//! closed on exec.
 
-use common::uri::Transport;
 use nix::sys::socket::{setsockopt, sockopt};
-use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_vsock::{VsockAddr, VsockStream};
 
 /// A silent TCP peer is asked for a sign of life after this long …
@@ -125,13 +123,29 @@ pub fn hasten(socket: &impl AsFd, timeout: Duration) {
     }
 }
 
-/// Connects within `patience`, by a name that was looked up before if it was.
-pub async fn dial(to: &Transport, known: &Known, patience: Duration) -> Result<Link, DialError> {
+/// One place where a server may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An address.
+    Tcp(SocketAddr),
+    /// A socket's path.
+    Unix(PathBuf),
+    /// A port of a machine, virtual or its host.
+    Vsock {
+        /// The machine.
+        cid: u32,
+        /// The port.
+        port: u32,
+    },
+}
+
+/// Connects within `patience`.
+pub async fn dial(to: &Place, patience: Duration) -> Result<Link, DialError> {
     let until = Instant::now() + patience;
     match to {
-        Transport::Tcp { host, port } => dial_tcp(host, *port, known, until, patience).await.map(Link::Tcp),
-        Transport::Unix { path } => dial_unix(path, until, patience).await.map(Link::Unix),
-        Transport::Vsock { cid, port } => dial_vsock(*cid, *port, until, patience).await.map(Link::Vsock),
+        Place::Tcp(address) => dial_tcp(*address, patience).await.map(Link::Tcp),
+        Place::Unix(path) => dial_unix(path, until, patience).await.map(Link::Unix),
+        Place::Vsock { cid, port } => dial_vsock(*cid, *port, until, patience).await.map(Link::Vsock),
     }
 }
 
@@ -149,75 +163,25 @@ async fn dial_vsock(
     }
 }
 
-/// The addresses that a name has led to, so that whoever dials again need not look it up while they answer: where
-/// names are looked up might be what is being dialled for.
-#[derive(Debug, Default)]
-pub struct Known(RefCell<Vec<SocketAddr>>);
-
-impl FromIterator<SocketAddr> for Known {
-    fn from_iter<I: IntoIterator<Item = SocketAddr>>(addresses: I) -> Known {
-        let mut addresses: Vec<SocketAddr> = addresses.into_iter().collect();
-        addresses.dedup();
-        Known(RefCell::new(addresses))
-    }
-}
-
-async fn dial_tcp(
-    host: &str,
-    port: u16,
-    known: &Known,
-    until: Instant,
-    patience: Duration,
-) -> Result<TcpStream, DialError> {
-    let addresses = known.0.borrow().clone();
-    let mut refused = None;
-    if !addresses.is_empty() {
-        let half = Instant::now() + patience / 2;
-        match dial_first(&addresses, half, patience / 2).await {
-            Err(failure) if addresses.iter().any(|address| address.ip().to_string() == host) => {
-                return Err(failure);
-            }
-            // It may have moved.
-            Err(failure) => refused = Some(failure),
-            dialled => return dialled,
-        }
-    }
-    let addresses = match timeout_at(until, tokio::net::lookup_host((host, port))).await {
-        Ok(found) => {
-            found.map(Vec::from_iter).map_err(|error| DialError::Resolve { host: host.to_owned(), error })
-        }
+/// The addresses of a host, looked up within `patience`.
+pub async fn look_up(host: &str, port: u16, patience: Duration) -> Result<Vec<SocketAddr>, DialError> {
+    match timeout(patience, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => Ok(found.collect()),
+        Ok(Err(error)) => Err(DialError::Resolve { host: host.to_owned(), error }),
         Err(_) => Err(DialError::Deadline { peer: format!("the resolver, asked for {host:?},"), patience }),
-    };
-    // What is wrong with the address says more than what is wrong with its name.
-    let addresses = addresses.map_err(|error| refused.unwrap_or(error))?;
-    let dialled = dial_first(&addresses, until, patience).await?;
-    *known.0.borrow_mut() = addresses;
-    Ok(dialled)
+    }
 }
 
-/// Connects to the first that answers.
-async fn dial_first(
-    addresses: &[SocketAddr],
-    until: Instant,
-    patience: Duration,
-) -> Result<TcpStream, DialError> {
-    let nothing = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
-    let mut failure = DialError::Connect { peer: "the server".into(), error: nothing };
-    for (tried, address) in addresses.iter().enumerate() {
-        let peer = address.to_string();
-        // An address that swallows packets must leave time for the ones after it.
-        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        let share = Instant::now() + until.saturating_duration_since(Instant::now()) / left;
-        failure = match timeout_at(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                let prepared = prepare_tcp(&stream).map(|()| stream);
-                return prepared.map_err(|error| DialError::Connect { peer, error });
-            }
-            Ok(Err(error)) => DialError::Connect { peer, error },
-            Err(_) => DialError::Deadline { peer, patience },
-        };
+async fn dial_tcp(address: SocketAddr, patience: Duration) -> Result<TcpStream, DialError> {
+    let peer = address.to_string();
+    match timeout(patience, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => match prepare_tcp(&stream) {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(DialError::Connect { peer, error }),
+        },
+        Ok(Err(error)) => Err(DialError::Connect { peer, error }),
+        Err(_) => Err(DialError::Deadline { peer, patience }),
     }
-    Err(failure)
 }
 
 fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {

@@ -1,5 +1,8 @@
 //! What happens to a device, in one set of words for people, scripts, `watch` and the record.
 
+use crate::negotiate::NegotiateError;
+use crate::opener::OpenError;
+use crate::same::Difference;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,6 +43,9 @@ pub enum Event {
         connection: Option<usize>,
         /// Why.
         reason: String,
+        /// The same for scripts.
+        #[serde(default)]
+        code: Reason,
     },
     /// A connection is there again.
     Reconnected {
@@ -53,6 +59,20 @@ pub enum Event {
         /// Which.
         connection: usize,
     },
+    /// A request takes longer than the driver waits, which was cutting it for ever.
+    Slow {
+        /// How long it waits, in seconds.
+        seconds: u64,
+        /// And from now on.
+        raised: u64,
+    },
+    /// Somebody wanted the keeper to end, but the device is in use.
+    Stayed {
+        /// By what.
+        signal: String,
+        /// A use.
+        because: String,
+    },
     /// The export, and with it the device, has grown.
     Resized {
         /// Bytes.
@@ -63,6 +83,44 @@ pub enum Event {
         /// Bytes of the export.
         size_bytes: u64,
     },
+}
+
+/// Why there is no new connection, for scripts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Nobody answers.
+    Unreachable,
+    /// The server does not want us, or we do not trust it.
+    Refused,
+    /// It serves something else: fewer bytes, other flags or block sizes.
+    Different,
+    /// It has lost acknowledged writes, or serves another disk.
+    LostWrites,
+    /// The kernel's driver.
+    Driver,
+    /// Anything else.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+impl Reason {
+    /// Why a connection could not be opened.
+    #[must_use]
+    pub fn of(error: &OpenError) -> Reason {
+        match error {
+            OpenError::Different(Difference::Epoch { .. } | Difference::Identity { .. }) => {
+                Reason::LostWrites
+            }
+            OpenError::Different(_) => Reason::Different,
+            OpenError::Tls(_) | OpenError::Negotiate(NegotiateError::Client(_) | NegotiateError::Unasked) => {
+                Reason::Refused
+            }
+            OpenError::Dial(_) | OpenError::Negotiate(_) => Reason::Unreachable,
+            OpenError::Io(_) => Reason::Other,
+        }
+    }
 }
 
 /// Something that happened, when and to which device.
@@ -83,7 +141,15 @@ impl Event {
     /// Whether somebody might want to do something about it.
     #[must_use]
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Event::Dead { .. } | Event::Failed { .. } | Event::Shrunk { .. } | Event::Left { .. })
+        matches!(
+            self,
+            Event::Dead { .. }
+                | Event::Failed { .. }
+                | Event::Shrunk { .. }
+                | Event::Left { .. }
+                | Event::Slow { .. }
+                | Event::Stayed { .. }
+        )
     }
 }
 
@@ -104,12 +170,22 @@ impl fmt::Display for Event {
                 write!(f, "{signal}: stays attached, and nobody reconnects it any more")
             }
             Event::Dead { connection } => write!(f, "{} is dead", which(connection)),
-            Event::Failed { connection, reason } => write!(f, "{}: {reason}", which(connection)),
+            Event::Failed { connection, reason, .. } => write!(f, "{}: {reason}", which(connection)),
             Event::Reconnected { connection, seconds } => {
                 write!(f, "connection {connection} is back after {seconds:.1} s")
             }
             Event::Renewing { connection } => {
                 write!(f, "connection {connection} is given up for a new one")
+            }
+            Event::Slow { seconds, raised } => write!(
+                f,
+                "a request takes longer than --timeout {seconds} s again and again; waiting {raised} s from now on"
+            ),
+            Event::Stayed { signal, because } => {
+                write!(
+                    f,
+                    "{signal}: still kept, because it is {because}; SIGINT ends the keeper all the same"
+                )
             }
             Event::Resized { size_bytes } => write!(f, "has {size_bytes} bytes now"),
             Event::Shrunk { size_bytes } => {

@@ -73,13 +73,23 @@ pub fn create(uri: &Uri, id: Option<&Id>) -> io::Result<String> {
     Ok(format(&uri.to_string(), id, u64::from_ne_bytes(random)))
 }
 
+/// The random number of an identifier that this tool made.
+#[must_use]
+pub fn number(backend: &str) -> Option<&str> {
+    backend.rsplit_once('#').map(|(_, random)| random).filter(|random| is_number(random))
+}
+
+/// Whether a text is such a number.
+#[must_use]
+pub fn is_number(text: &str) -> bool {
+    text.len() == RANDOM_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// What an identifier says that this tool made; nothing if somebody else did.
 #[must_use]
 pub fn read(backend: &str) -> Option<Told<'_>> {
-    let (rest, random) = backend.rsplit_once('#')?;
-    if random.len() != RANDOM_DIGITS || !random.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
+    number(backend)?;
+    let (rest, _) = backend.rsplit_once('#')?;
     match rest.rsplit_once('#') {
         None => Some(Told { uri: rest, id: None }),
         Some((uri, id)) => Some(Told { uri, id: Some(id) }),

@@ -3,7 +3,7 @@
 use crate::config::{InfoConfig, Output};
 use crate::negotiate::NegotiateError;
 use crate::opener::{OpenError, Opener};
-use crate::status::human_size;
+use crate::size::human_size;
 use common::handshake::Listed;
 use common::handshake::client::{Answer, Client, ClientError, Offer};
 use common::handshake::context::ReplyStyle;
@@ -63,8 +63,7 @@ pub async fn info(config: &InfoConfig, out: &mut dyn Write) -> Result<(), InfoEr
     let opener = Opener::new(&config.uri, config.tls.as_ref());
     let mut rows = Vec::new();
     for name in names(config, &opener).await? {
-        let client = Client::info(&name).map_err(NegotiateError::from)?;
-        let Answer::Export(offer) = opener.ask(client, PATIENCE).await? else {
+        let Answer::Export(offer) = opener.ask(|| Client::info(&name), PATIENCE).await? else {
             return Err(NegotiateError::Unasked.into());
         };
         rows.push(row(name, offer));
@@ -82,7 +81,7 @@ async fn names(config: &InfoConfig, opener: &Opener<'_>) -> Result<Vec<String>, 
     if !named.is_empty() {
         return Ok(vec![named]);
     }
-    match opener.ask(Client::list(), PATIENCE).await {
+    match opener.ask(|| Ok(Client::list()), PATIENCE).await {
         Ok(Answer::Exports(listed)) if !listed.is_empty() => {
             Ok(listed.into_iter().map(|Listed { name, .. }| name).collect())
         }

@@ -9,42 +9,53 @@
 //! ```text
 //!  keep ─▶ sentry     a connection has died          ─▶ renew    make it again
 //!       ─▶ orphans    connections that an earlier keeper made, of which only the kernel knows
-//!       ─▶ growth     the export has grown           ─▶ same     is it the same export?
-//!       ─▶ wear       TLS keys are worn out          ─▶ chronicle   what happened, for people and scripts
+//!       ─▶ growth     the export has grown           ─▶ slow     a request takes longer than the driver waits
+//!       ─▶ wear       TLS keys are worn out          ─▶ disk     which disk is it, if the server cannot tell?
+//!       ─▶ chronicle  what happened, for people and scripts
 //! ```
 
 mod chronicle;
+mod disk;
 mod growth;
 mod memory;
 mod orphans;
 mod renew;
-mod same;
 mod sentry;
+mod slow;
 mod wear;
 
 pub use memory::stay_in_memory;
 
-use crate::attach::{Attached, Held};
+use crate::attach::{Answer, Attached, Held};
+use crate::background;
 use crate::config::AttachConfig;
 use crate::device::Index;
 use crate::event::Event;
 use crate::host::Host;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Caught, Interrupt};
 use crate::netlink::client::{NetlinkError, Socket};
 use crate::opener::{Ends, Opener};
-use crate::registry::{Connection, Record};
+use crate::registry::{Connection, Lock, Record, Request};
+use crate::revive::probe;
+use crate::same::Told;
+use crate::tls::kernel::Cipher;
+use crate::usage::uses_of;
 use chronicle::Chronicle;
-use common::handshake::Export;
+use disk::Disk;
 use futures::stream::{FuturesUnordered, StreamExt};
 use nix::sys::socket::{Shutdown, shutdown};
-use renew::Fresh;
+use renew::{Fresh, PAUSE_MAX};
+use slow::Slowness;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::convert::Infallible;
+use std::future::pending;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, interval};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, interval, sleep};
+use tracing_appender::non_blocking::NonBlocking;
 use wear::Wear;
 
 /// For connecting, for TLS and for the handshake, each.
@@ -61,44 +72,54 @@ pub enum Ended {
     Detached,
     /// Whoever started us wants us to end; the device stays, with nobody to reconnect it.
     Left(&'static str),
+    /// Another process keeps it from now on.
+    HandedOver,
 }
 
 /// Keeps a device's connections alive until it is detached or a signal comes.
 ///
 /// # Errors
-/// What happens cannot be told, or sockets cannot be watched; the device stays as it is.
+/// Sockets cannot be watched; the device stays as it is.
 pub async fn keep(
     config: &AttachConfig,
     host: &Host,
     held: Held,
     interrupt: &mut Interrupt,
-    out: &mut dyn Write,
+    out: NonBlocking,
 ) -> io::Result<Ended> {
-    let Held { attached, record, sockets, cipher } = held;
+    let Held { attached, record, sockets, cipher, lock: _lock, answer } = held;
     let index = Index::new(attached.index).map_err(io::Error::other)?;
     let ends = record.ends.clone();
     let (deaths, dead) = mpsc::unbounded_channel();
+    host.registry.done(Request::HandOver, &record.backend);
     let keeper = Keeper {
         config,
         host,
         opener: Opener::knowing(&config.uri, config.tls.as_ref(), &ends),
         index,
-        backend: attached.backend,
+        backend: attached.backend.clone(),
         block_size: attached.block_size,
         size: Cell::new(attached.size_bytes),
-        told: RefCell::new(vec![attached.size_bytes; config.connections]),
-        export: RefCell::new(record.export.export()),
+        sizes: RefCell::new(vec![attached.size_bytes; config.connections]),
+        told: RefCell::new(record.told()),
         grown: Cell::new(0),
+        larger: Notify::new(),
+        disk: Disk::default(),
+        slowness: Slowness::default(),
         alive: RefCell::new(BTreeMap::new()),
         deaths,
-        chronicle: Chronicle::begin(host, index, record, config.output, out)?,
+        chronicle: Chronicle::begin(host, index, record, config.output, out.clone()),
     };
     let known = sockets.len();
     for (place, (socket, ends)) in sockets.into_iter().zip(ends).enumerate() {
         keeper.watch(place, socket, ends)?;
     }
-    let ended = keeper.run(dead, known, Wear::new(cipher, config.renew_after), interrupt).await?;
-    keeper.chronicle.end(ended)?;
+    let wear = Wear::new(cipher, config.renew_after);
+    let ended = tokio::select! {
+        ended = keeper.run(dead, known, wear, interrupt) => ended?,
+        never = keeper.announce(answer, &attached, out) => match never {},
+    };
+    keeper.chronicle.end(ended);
     Ok(ended)
 }
 
@@ -112,6 +133,8 @@ pub async fn take_over(
     host: &Host,
     attached: Attached,
     mut record: Record,
+    lock: Option<Lock>,
+    answer: Answer,
 ) -> Result<Held, NetlinkError> {
     let index = Index::new(attached.index).map_err(|error| NetlinkError::Broken(error.to_string()))?;
     let waits = [config.timeout, config.dead_connection_timeout];
@@ -119,7 +142,8 @@ pub async fn take_over(
     record.attach = config.typed.clone();
     record.connections = vec![Connection::Unknown; config.connections];
     record.ends.resize(config.connections, None);
-    Ok(Held { attached, record, sockets: vec![], cipher: None })
+    let cipher = record.cipher.clone().map(Cipher::named);
+    Ok(Held { attached, record, sockets: vec![], cipher, lock, answer })
 }
 
 struct Keeper<'a> {
@@ -132,11 +156,17 @@ struct Keeper<'a> {
     /// Bytes of the device.
     size: Cell<u64>,
     /// Bytes of the export as each connection knows it; some servers hold each to what it was told.
-    told: RefCell<Vec<u64>>,
+    sizes: RefCell<Vec<u64>>,
     /// Bytes of the export as the server last told it, if it has grown.
     grown: Cell<u64>,
+    /// A connection may have told of more.
+    larger: Notify,
+    /// Which disk it is, where the server cannot tell.
+    disk: Disk,
+    /// Requests that take longer than the driver waits.
+    slowness: Slowness,
     /// What the server last said that was accepted.
-    export: RefCell<Export>,
+    told: RefCell<Told>,
     /// The connections that live, by their place.
     alive: RefCell<BTreeMap<usize, Socket>>,
     deaths: mpsc::UnboundedSender<usize>,
@@ -155,7 +185,8 @@ impl Keeper<'_> {
         let mut redials = FuturesUnordered::new();
         let mut look = interval(LOOK_EVERY);
         let mut orphans = std::pin::pin!(self.adopt_orphans(known..self.config.connections));
-        let mut growth = std::pin::pin!(self.watch_growth());
+        let mut growth = std::pin::pin!(futures::future::join(self.watch_growth(), self.grow()));
+        let mut slow = String::new();
         loop {
             tokio::select! {
                 Some(place) = dead.recv() => {
@@ -163,28 +194,70 @@ impl Keeper<'_> {
                     if !self.is_ours() {
                         return Ok(Ended::Detached);
                     }
-                    self.chronicle.connection(place, Connection::Dead, None);
-                    self.chronicle.tell(Event::Dead { connection: Some(place + 1) })?;
                     redials.push(self.renew(place));
                 }
                 Some(renewed) = redials.next() => {
                     let Some((place, fresh)) = renewed? else { return Ok(Ended::Detached) };
-                    wear.changed(fresh.cipher);
+                    wear.changed(fresh.cipher.clone());
                     self.adopt(place, fresh)?;
                 }
                 failed = &mut orphans => return failed.map(|never| match never {}),
-                failed = &mut growth => return failed.map(|never| match never {}),
+                (never, _) = &mut growth => match never {},
                 _ = look.tick() => {
                     if !self.is_ours() {
                         return Ok(Ended::Detached);
                     }
-                    if self.is_to_let_go() {
+                    self.chronicle.refresh();
+                    if self.host.registry.is_asked(Request::HandOver, &self.backend) {
+                        return Ok(Ended::HandedOver);
+                    }
+                    if self.host.registry.is_asked(Request::LetGo, &self.backend) {
                         self.let_go();
                     } else if redials.is_empty() {
-                        self.renew_worn(&mut wear)?;
+                        self.renew_worn(&mut wear);
+                        if let Err(failure) = self.mind_slow_requests().await {
+                            self.tell_once(None, &failure, &mut slow);
+                        }
                     }
                 },
-                signal = interrupt.caught() => return Ok(Ended::Left(signal)),
+                caught = interrupt.caught() => if let Some(ended) = self.asked(caught) { return Ok(ended) },
+            }
+        }
+    }
+
+    /// Tells of a device that was there before as soon as it answers.
+    async fn announce(&self, answer: Answer, attached: &Attached, mut out: NonBlocking) -> Infallible {
+        if answer == Answer::Awaited {
+            while let Err(error) = probe(&self.host.sysfs.device(self.index)).await {
+                tracing::warn!("{}: {error}; it is kept, and told of when it answers", self.index);
+                sleep(PAUSE_MAX).await;
+            }
+            // Its reader may have had enough.
+            let _ = attached.print(self.config.output, &mut out);
+        }
+        if let Err(error) = background::ready() {
+            tracing::warn!("{}: the command that waits is not told: {error}", self.index);
+        }
+        pending().await
+    }
+
+    /// What a signal leads to.
+    fn asked(&self, caught: Caught) -> Option<Ended> {
+        match caught {
+            Caught::End(signal) => Some(Ended::Left(signal)),
+            Caught::Please(signal) => {
+                let uses = uses_of(&self.host.sysfs.device(self.index)).unwrap_or_default();
+                let Some(used) = uses.first() else { return Some(Ended::Left(signal)) };
+                self.chronicle.tell(Event::Stayed { signal: signal.to_owned(), because: used.to_string() });
+                None
+            }
+            Caught::Reread => {
+                tracing::info!("{}: SIGHUP: reading certificates and looking names up again", self.index);
+                self.opener.forget_addresses();
+                if let Some(tls) = &self.config.tls {
+                    tls.forget();
+                }
+                None
             }
         }
     }
@@ -194,15 +267,19 @@ impl Keeper<'_> {
         self.host.sysfs.device(self.index).backend().as_deref() == Some(&self.backend)
     }
 
-    /// Whether whoever detaches it wants no connections any more.
-    fn is_to_let_go(&self) -> bool {
-        self.host.registry.is_to_let_go(self.index, &self.backend)
-    }
-
-    /// A connection that the driver has taken.
+    /// A connection that the driver has taken: whatever becomes of the rest, it is ours to watch.
     fn adopt(&self, place: usize, fresh: Fresh) -> io::Result<()> {
-        self.chronicle.cipher(fresh.cipher);
-        self.watch(place, fresh.socket, fresh.ends)
+        let Fresh { socket, ends, cipher, told } = fresh;
+        self.chronicle.cipher(cipher.as_ref());
+        self.chronicle.told(&told);
+        if let Some(size) = self.sizes.borrow_mut().get_mut(place) {
+            *size = told.export.size;
+        }
+        *self.told.borrow_mut() = told;
+        self.slowness.adopted(place);
+        self.watch(place, socket, ends)?;
+        self.larger.notify_one();
+        Ok(())
     }
 
     /// A connection that lives, until poll(2) says otherwise.
@@ -213,16 +290,15 @@ impl Keeper<'_> {
     }
 
     /// Gives up one connection whose keys are worn out, or that knows of a smaller export; its death brings a new one.
-    fn renew_worn(&self, wear: &mut Wear) -> io::Result<()> {
+    fn renew_worn(&self, wear: &mut Wear) {
         let device = self.host.sysfs.device(self.index);
         let outgrown = self.outgrown().filter(|place| self.alive.borrow().contains_key(place));
         let worn = || wear.worn(&device, &self.alive.borrow());
-        let Some(place) = outgrown.or_else(worn) else { return Ok(()) };
-        self.chronicle.tell(Event::Renewing { connection: place + 1 })?;
+        let Some(place) = outgrown.or_else(worn) else { return };
+        self.chronicle.tell(Event::Renewing { connection: place + 1 });
         if let Some(socket) = self.alive.borrow().get(&place) {
             cut(socket);
         }
-        Ok(())
     }
 
     /// Whoever detaches the device by force need not wait for its server.
@@ -230,20 +306,9 @@ impl Keeper<'_> {
         self.alive.borrow().values().for_each(cut);
     }
 
-    /// Takes note of what a server said on a new connection, and makes the device larger if the export is.
-    async fn accept(&self, place: usize, export: &Export) -> Result<(), renew::Failure> {
-        if let Some(told) = self.told.borrow_mut().get_mut(place) {
-            *told = export.size;
-        }
-        self.grow().await?;
-        self.chronicle.export(export);
-        self.export.borrow_mut().clone_from(export);
-        Ok(())
-    }
-
-    fn told_since(&self, begun: Instant, place: usize) -> io::Result<()> {
+    fn told_since(&self, begun: Instant, place: usize) {
         let seconds = begun.elapsed().as_secs_f64();
-        self.chronicle.tell(Event::Reconnected { connection: place + 1, seconds })
+        self.chronicle.tell(Event::Reconnected { connection: place + 1, seconds });
     }
 }
 

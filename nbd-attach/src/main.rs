@@ -1,24 +1,27 @@
 //! The command: reads what was typed, does it, and says in one sentence what went wrong.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
-use nbd_attach::attach::{Attached, Held, Outcome, attach};
-use nbd_attach::boot;
+use nbd_attach::attach::{Answer, Attached, Held, Outcome, attach};
 use nbd_attach::cli::{self, Cli, Command, TAB};
 use nbd_attach::config::{AttachConfig, DetachConfig, InfoConfig, Keep, KeepConfig, StatusConfig};
-use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files};
-use nbd_attach::device::Index;
+use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files, meant, release_only};
 use nbd_attach::event::Event;
+use nbd_attach::exit::Status;
 use nbd_attach::host::{self, Host};
 use nbd_attach::info::info;
 use nbd_attach::interrupt::Interrupt;
 use nbd_attach::keep::{Ended, keep, stay_in_memory, take_over};
-use nbd_attach::registry::Lock;
-use nbd_attach::status::{human_size, status};
-use nbd_attach::sysfs::Sysfs;
-use nbd_attach::tab;
+use nbd_attach::log::Log;
+use nbd_attach::netlink::helper;
+use nbd_attach::registry::{Lock, Record, Request};
+use nbd_attach::revive::probe_only;
+use nbd_attach::size::human_size;
+use nbd_attach::status::status;
+use nbd_attach::sysfs::{DeviceDir, Sysfs};
 use nbd_attach::watch::watch;
-use std::io::{IsTerminal, stdout};
+use nbd_attach::{background, boot, tab};
+use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -29,33 +32,45 @@ const GENERATOR: &str = "nbd-attach-generator";
 
 /// Name look-ups at a time.
 const LOOK_UPS_MAX: usize = 4;
-/// A keeper whose device was detached needs up to a second to notice, and `status` takes its right for an instant to
-/// see whether somebody has it.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// A keeper whose device was detached needs up to a second to notice, and one that is to hand it over likewise.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 fn main() {
     let cli = typed();
-    if let Command::Flush { files } = &cli.command {
-        std::process::exit(flush_files(files));
+    match &cli.command {
+        Command::Flush { files } => std::process::exit(flush_files(files)),
+        Command::Probe { node } => std::process::exit(probe_only(node)),
+        // Nobody hears what it says; whoever asks hears that it has ended.
+        Command::Netlink => std::process::exit(i32::from(helper::serve().is_err())),
+        Command::Attach(typed) if typed.background && !background::is_inside() => std::process::exit(
+            background::start(std::env::args_os().skip(1)).unwrap_or(Status::Failed.code()),
+        ),
+        _ => {}
     }
-    let level = [Level::INFO, Level::DEBUG, Level::TRACE][usize::from(cli.verbose.min(2))];
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let code = match run(&cli.command) {
-        Ok(()) => 0,
+    background::leave_session();
+    let log = Log::start([Level::INFO, Level::DEBUG, Level::TRACE][usize::from(cli.verbose.min(2))]);
+    let code = match run(&cli.command, &log) {
+        Ok(code) => {
+            log.end();
+            code
+        }
+        // Whoever reads what is shown may have seen enough.
+        Err(error) if is_broken_pipe(&error) => 0,
         Err(error) => {
-            eprintln!("nbd-attach: {error:#}");
-            1
+            log.fail(&error);
+            Status::of(&error).code()
         }
     };
     // Not a return: a thread may be left waiting in the kernel, and nothing is to be joined.
     std::process::exit(code);
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<nbd_attach::status::StatusError>().is_some()
+        && error.chain().any(|cause| {
+            cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+        })
 }
 
 fn typed() -> Cli {
@@ -68,33 +83,25 @@ fn typed() -> Cli {
     Cli { command: Command::Generate { directories, tab: TAB.into() }, verbose: 0 }
 }
 
-fn run(command: &Command) -> Result<()> {
+fn run(command: &Command, log: &Log) -> Result<i32> {
     // Each name look-up may hang in a thread of its own; a keeper must not pile them up.
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(LOOK_UPS_MAX).build()?;
-    let result = runtime.block_on(perform(command));
+    let result = runtime.block_on(perform(command, log));
     // A name look-up may still be running.
     runtime.shutdown_background();
     result
 }
 
-async fn perform(command: &Command) -> Result<()> {
+async fn perform(command: &Command, log: &Log) -> Result<i32> {
     match command {
-        Command::Attach(typed) => attach_typed(typed).await?,
+        Command::Attach(typed) => return attach_typed(typed, Other::Leave, log).await,
         Command::Up(up) => {
             let entry = tab::find(&up.tab, &up.name)?;
-            attach_typed(&entry.attach).await?;
+            return attach_typed(&entry.attach, Other::Succeed, log).await;
         }
-        Command::Keep(typed) => keep_attached(typed).await?,
-        Command::Detach(typed) => {
-            let (device, ended) = detach(&DetachConfig::new(typed)?, &Host::system()?).await?;
-            match ended {
-                Detached::Gone => tracing::info!("{device} is detached"),
-                Detached::Lingering => tracing::warn!(
-                    "{device} is disconnected, but stays until everything that uses it is unmounted or closed"
-                ),
-            }
-        }
+        Command::Keep(typed) => return keep_attached(typed, log).await,
+        Command::Detach(typed) => return detach_all(&DetachConfig::new(typed)?, &Host::system()?).await,
         Command::Status(typed) => {
             let config = StatusConfig::new(typed.device.as_deref(), typed.json)?;
             status(&config, &Host::system()?, &mut stdout())?;
@@ -104,14 +111,19 @@ async fn perform(command: &Command) -> Result<()> {
             watch(&config, &Host::system()?, &mut stdout()).await?;
         }
         Command::Info(typed) => info(&InfoConfig::new(typed)?, &mut stdout()).await?,
-        Command::Udev { name } => print!("{}", boot::properties(&Sysfs::system(), name)),
+        Command::Udev { name } => write!(stdout(), "{}", boot::properties(&Sysfs::system(), name))?,
         Command::Generate { directories, tab } => generate(directories, tab)?,
         Command::Disconnect { device } => {
-            std::process::exit(disconnect_only(device.parse()?, &Host::system()?).await)
+            return Ok(disconnect_only(device.parse()?, &Host::of_helper()?).await);
         }
-        Command::Flush { .. } => unreachable!("done before any runtime exists"),
+        Command::Release { device, backend } => {
+            return Ok(release_only(device.parse()?, backend, &Host::of_helper()?).await);
+        }
+        Command::Flush { .. } | Command::Netlink | Command::Probe { .. } => {
+            unreachable!("done before any runtime exists")
+        }
     }
-    Ok(())
+    Ok(0)
 }
 
 fn generate(directories: &[PathBuf], table: &Path) -> Result<()> {
@@ -119,7 +131,43 @@ fn generate(directories: &[PathBuf], table: &Path) -> Result<()> {
     Ok(boot::generate(into, table)?)
 }
 
-async fn attach_typed(typed: &cli::Attach) -> Result<()> {
+/// Detaches what is meant. One of many that cannot be detached keeps none of the others.
+async fn detach_all(config: &DetachConfig, host: &Host) -> Result<i32> {
+    let mut failed = None;
+    for device in meant(config, host)? {
+        match detach_one(&device, config, host).await {
+            Ok(()) => {}
+            Err(error) if config.device.is_some() => return Err(error),
+            Err(error) => {
+                tracing::error!("{error:#}");
+                failed = failed.or(Some(Status::of(&error).code()));
+            }
+        }
+    }
+    Ok(failed.unwrap_or(0))
+}
+
+async fn detach_one(device: &DeviceDir, config: &DetachConfig, host: &Host) -> Result<()> {
+    let name = device.index;
+    match detach(device, config, host).await? {
+        Detached::Gone => tracing::info!("{name} is detached"),
+        Detached::Lingering => tracing::warn!(
+            "{name} is disconnected, but stays until everything that uses it is unmounted or closed"
+        ),
+    }
+    Ok(())
+}
+
+/// What to do about another process that keeps the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// It is as good as this one.
+    Leave,
+    /// A service has to be it.
+    Succeed,
+}
+
+async fn attach_typed(typed: &cli::Attach, other: Other, log: &Log) -> Result<i32> {
     let config = AttachConfig::new(typed, host::page_size())?;
     let is_kept = config.keep == Keep::Reconnect;
     if is_kept {
@@ -127,79 +175,123 @@ async fn attach_typed(typed: &cli::Attach) -> Result<()> {
     }
     let mut interrupt = Interrupt::catch()?;
     let host = Host::system()?;
-    let outcome = attach(&config, &host, &mut interrupt, &mut stdout()).await?;
-    match &outcome {
-        Outcome::Made(Held { attached, .. }) => {
-            tracing::info!("{} is {}, {}", attached.device, attached.uri, human_size(attached.size_bytes));
-        }
-        Outcome::There(attached, _) => tracing::info!("{} is {} already", attached.device, attached.uri),
-    }
-    if !is_kept {
-        return Ok(());
-    }
-    let (held, lock) = match outcome {
+    match attach(&config, &host, &mut interrupt, &mut stdout()).await? {
         Outcome::Made(held) => {
-            let lock = keepers_right(&host, held.attached.device.parse()?).await?;
-            (held, lock.context("another process keeps the device already")?)
+            let Attached { device, uri, size_bytes, .. } = &held.attached;
+            tracing::info!("{device} is {uri}, {}", human_size(*size_bytes));
+            if is_kept { stay(&config, &host, *held, &mut interrupt, log).await } else { Ok(0) }
         }
-        Outcome::There(attached, record) => {
-            let device = attached.device.clone();
-            let Some(lock) = keepers_right(&host, device.parse()?).await? else {
-                tracing::info!("{device} is kept by another process already");
-                return Ok(());
-            };
-            let record = record.with_context(|| format!("{device} cannot be kept: its record is lost"))?;
+        Outcome::There(attached, record, answer) => {
+            tracing::info!("{} is {} already", attached.device, attached.uri);
+            if !is_kept {
+                return Ok(0);
+            }
             let config = config.with_connections(record.connections.len());
-            let held = take_over(&config, &host, attached, record).await?;
-            return stay(&config, &host, held, lock, &mut interrupt).await;
-        }
-    };
-    stay(&config, &host, held, lock, &mut interrupt).await
-}
-
-/// The right to keep a device, unless somebody has it for good.
-async fn keepers_right(host: &Host, index: Index) -> Result<Option<Lock>> {
-    let until = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match host.registry.keeper(index)? {
-            None if Instant::now() < until => sleep(LOCK_PAUSE).await,
-            right => return Ok(right),
+            succeed(&config, &host, (attached, *record, answer), other, &mut interrupt, log).await
         }
     }
 }
 
-async fn keep_attached(typed: &cli::Keep) -> Result<()> {
+async fn keep_attached(typed: &cli::Keep, log: &Log) -> Result<i32> {
     stay_in_memory();
     let wish = KeepConfig::new(typed)?;
     let host = Host::system()?;
     let device = host.find(&wish.device)?;
     let index = device.index;
-    let record = host.registry.record(&device).with_context(|| {
-        format!(
-            "{index} cannot be kept: it was attached by another tool, or what was remembered of it is lost"
-        )
-    })?;
-    let config = AttachConfig::new(&wish.applied_to(&record.attach), host::page_size())?;
-    let Some(lock) = keepers_right(&host, index).await? else {
-        bail!("{index} is kept by another process already");
-    };
+    let backend = device.backend().unwrap_or_default();
+    let told = nbd_attach::identifier::read(&backend);
+    let told = told.with_context(|| format!("{index} cannot be kept: it was attached by another tool"))?;
     let mut interrupt = Interrupt::catch()?;
+    let (config, record) = match host.registry.record(&device) {
+        Some(record) => (AttachConfig::new(&wish.applied_to(&record.attach), host::page_size())?, record),
+        None => {
+            let typed = cli::Attach {
+                uri: told.uri.to_owned(),
+                id: told.id.map(str::to_owned),
+                ..cli::Attach::default()
+            };
+            let config = AttachConfig::new(&wish.applied_to(&typed), host::page_size())?;
+            tracing::warn!(
+                "what was remembered of {index} is lost; its server is believed whatever it serves, and one \
+                 connection is expected"
+            );
+            let record = Record::rebuilt(&config, &backend, device.size()?).await?;
+            (config, record)
+        }
+    };
     let attached = Attached::describe(&device, Some(&record))?;
-    let held = take_over(&config, &host, attached, record).await?;
-    stay(&config, &host, held, lock, &mut interrupt).await
+    succeed(&config, &host, (attached, record, Answer::Read), Other::Leave, &mut interrupt, log).await
 }
 
-/// Keeps a device, which nobody else does while the lock lasts.
+/// Keeps a device that is there, unless another process does.
+async fn succeed(
+    config: &AttachConfig,
+    host: &Host,
+    (attached, record, answer): (Attached, Record, Answer),
+    other: Other,
+    interrupt: &mut Interrupt,
+    log: &Log,
+) -> Result<i32> {
+    let device = attached.device.clone();
+    let lock = match keepers_right(host, &attached.backend, other).await {
+        Right::Ours(lock) => lock,
+        Right::Others => {
+            tracing::info!("{device} is kept by another process already");
+            return Ok(0);
+        }
+    };
+    let held = take_over(config, host, attached, record, lock, answer).await?;
+    stay(config, host, held, interrupt, log).await
+}
+
+/// Who may keep a device.
+enum Right {
+    /// This process; without a lock where none can be had.
+    Ours(Option<Lock>),
+    /// Another one.
+    Others,
+}
+
+/// The right to keep a device, unless somebody has it for good.
+async fn keepers_right(host: &Host, backend: &str, other: Other) -> Right {
+    let until = Instant::now() + LOCK_PATIENCE;
+    if other == Other::Succeed
+        && host.registry.is_kept(backend)
+        && let Err(error) = host.registry.ask(Request::HandOver, backend)
+    {
+        tracing::debug!("its keeper is not asked to hand over: {error}");
+    }
+    loop {
+        match host.registry.keeper(backend) {
+            Ok(None) if Instant::now() < until => sleep(LOCK_PAUSE).await,
+            Ok(None) => return Right::Others,
+            Ok(lock) => return Right::Ours(lock),
+            Err(error) => {
+                tracing::warn!("two processes may keep the device: {error}");
+                return Right::Ours(None);
+            }
+        }
+    }
+}
+
+/// Keeps a device, which nobody else does while its lock lasts.
 async fn stay(
     config: &AttachConfig,
     host: &Host,
     held: Held,
-    _lock: Lock,
     interrupt: &mut Interrupt,
-) -> Result<()> {
+    log: &Log,
+) -> Result<i32> {
     let device = held.attached.device.clone();
-    if keep(config, host, held, interrupt, &mut stdout()).await? == Ended::Detached {
-        tracing::info!("{device}: {}", Event::Detached);
-    }
-    Ok(())
+    Ok(match keep(config, host, held, interrupt, log.events()).await? {
+        Ended::Detached => {
+            tracing::info!("{device}: {}", Event::Detached);
+            0
+        }
+        Ended::HandedOver => {
+            tracing::info!("{device} is kept by another process from now on");
+            0
+        }
+        Ended::Left(_) => Status::Left.code(),
+    })
 }

@@ -4,5 +4,6 @@
 pub mod client;
 pub mod destroy;
 pub mod events;
+pub mod helper;
 pub mod message;
 pub mod refusal;

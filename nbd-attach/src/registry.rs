@@ -1,23 +1,27 @@
-//! What this tool remembers of its devices: a file each in `/run/nbd-attach`, which is in memory.
+//! What this tool remembers of its devices, in `/run/nbd-attach`, which is in memory.
 //!
-//! The kernel is what counts: a record is believed only while its identifier is the one the device bears.
-//! It tells a keeper that is started anew what it needs, and everybody else what the keeper knows.
+//! Every attachment has files of its own, called by the random number at the end of its identifier: so nothing that is
+//! left of one is ever taken for another's, and it is there before the kernel is asked for a device. The kernel is what
+//! counts: a record is believed only while a device bears its identifier. It tells a keeper that is started anew what
+//! it needs, and everybody else what the keeper knows.
+//!
+//! ```text
+//!  NUMBER.json       the record                    NUMBER.let-go      whoever detaches it wants no connections
+//!  NUMBER.keeper     locked by who keeps it        NUMBER.hand-over   another process is to keep it
+//!  ID.id             locked by who attaches by it  nbdN.*             as release 0.1.0 wrote them
+//! ```
 
-use crate::cli;
+mod record;
+
+pub use record::{Connection, Phase, Record, Remembered, VERSION, word};
+
 use crate::device::Index;
-use crate::event::{Entry, Event, now};
-use crate::identifier::Id;
-use crate::opener::Ends;
-use crate::sysfs::DeviceDir;
-use common::handshake::{BlockSizes, Export};
-use common::proto::TransmissionFlags;
-use serde::{Deserialize, Serialize};
+use crate::identifier::{self, Id};
+use crate::sysfs::{DeviceDir, Sysfs};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// Events that a record keeps.
-const EVENTS_MAX: usize = 64;
 
 /// The directory.
 #[derive(Clone, Debug)]
@@ -25,118 +29,28 @@ pub struct Registry {
     root: PathBuf,
 }
 
-/// What is remembered of one attachment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// What the device bears.
-    pub backend: String,
-    /// How it was attached.
-    pub attach: cli::Attach,
-    /// What the server said.
-    pub export: Remembered,
-    /// What the kernel encrypts with.
-    pub cipher: Option<String>,
-    /// Seconds since 1970.
-    pub attached_at: f64,
-    /// When a connection was last made again, likewise.
-    pub reconnected_at: Option<f64>,
-    /// How often that was.
-    pub reconnects: u64,
-    /// Who reconnects it.
-    pub keeper: Option<u32>,
-    /// How its connections are, as far as the keeper knows.
-    pub connections: Vec<Connection>,
-    /// The ends of each.
-    pub ends: Vec<Option<Ends>>,
-    /// What happened last.
-    pub events: Vec<Entry>,
-}
-
-/// How a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Connection {
-    /// It lives.
-    Alive,
-    /// It is dead, and being made again.
-    Dead,
-    /// It was made by a keeper that has ended, or nobody looks.
-    Unknown,
-}
-
-/// What a server said about an export, [`Export`] for a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered {
-    /// Bytes.
-    pub size_bytes: u64,
-    /// Transmission flags as on the wire.
-    pub flags: u16,
-    /// Minimum, preferred, maximum payload.
-    pub block_sizes: Option<[u32; 3]>,
-    /// Text for people, which tells the mode and the epoch if the server is ours.
-    pub description: Option<String>,
-}
-
-impl From<&Export> for Remembered {
-    fn from(export: &Export) -> Remembered {
-        let sizes = |sizes: BlockSizes| [sizes.minimum, sizes.preferred, sizes.maximum_payload];
-        Remembered {
-            size_bytes: export.size,
-            flags: export.flags.0,
-            block_sizes: export.block_sizes.map(sizes),
-            description: export.description.clone(),
-        }
-    }
-}
-
-impl Remembered {
-    /// What was said.
-    #[must_use]
-    pub fn export(&self) -> Export {
-        let sizes = |[minimum, preferred, maximum_payload]: [u32; 3]| BlockSizes {
-            minimum,
-            preferred,
-            maximum_payload,
-        };
-        Export {
-            size: self.size_bytes,
-            flags: TransmissionFlags(self.flags),
-            block_sizes: self.block_sizes.map(sizes),
-            name: None,
-            description: self.description.clone(),
-        }
-    }
-
-    /// The value of a `word=` in the description, as our server has them.
-    #[must_use]
-    pub fn told(&self, word: &str) -> Option<&str> {
-        told(self.description.as_deref()?, word)
-    }
-}
-
-/// The value of a `word=` in a description, as our server has them.
-pub(crate) fn told<'a>(description: &'a str, word: &str) -> Option<&'a str> {
-    let words = description.split([' ', ';']);
-    words.filter_map(|text| text.strip_prefix(word)?.strip_prefix('=')).next()
-}
-
-impl Record {
-    /// Adds an event, and gives it with its number and time.
-    pub fn add(&mut self, device: Index, event: Event) -> Entry {
-        let number = self.events.last().map_or(1, |last| last.number + 1);
-        let entry = Entry { number, time: now(), device: device.to_string(), event };
-        if self.events.len() == EVENTS_MAX {
-            self.events.remove(0);
-        }
-        self.events.push(entry.clone());
-        entry
-    }
-}
-
 /// A right that ends with the process, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _files: Vec<File>,
+}
+
+/// What can be asked of whoever keeps a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To end its connections and make no more.
+    LetGo,
+    /// To end, because another process will keep it.
+    HandOver,
+}
+
+impl Request {
+    fn file(self) -> &'static str {
+        match self {
+            Request::LetGo => "let-go",
+            Request::HandOver => "hand-over",
+        }
+    }
 }
 
 impl Registry {
@@ -160,63 +74,132 @@ impl Registry {
     /// What is remembered of the present attachment of a device.
     #[must_use]
     pub fn record(&self, device: &DeviceDir) -> Option<Record> {
-        let text = fs::read(self.file(device.index, "json")).ok()?;
-        let record: Record = serde_json::from_slice(&text).ok()?;
-        (device.backend().as_deref() == Some(record.backend.as_str())).then_some(record)
+        let backend = device.backend()?;
+        let of_it = |path: PathBuf| Record::read(&path).filter(|record| record.backend == backend);
+        of_it(self.file(&backend, "json")?).or_else(|| of_it(self.legacy(device.index, "json")))
+    }
+
+    /// Whether somebody has noted that the device is disconnected.
+    #[must_use]
+    pub fn is_disconnected(&self, backend: &str) -> bool {
+        let record = self.file(backend, "json").and_then(|file| Record::read(&file));
+        record.is_some_and(|record| record.phase == Phase::Disconnected)
+    }
+
+    /// Whether anything is remembered of an attachment.
+    #[must_use]
+    pub fn remembers(&self, backend: &str) -> bool {
+        self.file(backend, "json").is_some_and(|file| file.exists())
     }
 
     /// Remembers it, whole or not at all.
     ///
     /// # Errors
-    /// The directory cannot be written to.
-    pub fn remember(&self, index: Index, record: &Record) -> io::Result<()> {
+    /// The directory cannot be written to, or the record is not of an attachment of this tool.
+    pub fn remember(&self, record: &Record) -> io::Result<()> {
+        let file = self.file(&record.backend, "json").ok_or(io::ErrorKind::InvalidInput)?;
         self.create()?;
         // Every writer writes its own, and the last one counts.
-        let partial = self.file(index, &format!("{}.new", std::process::id()));
-        fs::write(&partial, serde_json::to_vec(record)?)?;
-        fs::rename(partial, self.file(index, "json"))
+        let partial = file.with_extension(format!("{}.new", std::process::id()));
+        let written =
+            fs::write(&partial, serde_json::to_vec(record)?).and_then(|()| fs::rename(&partial, &file));
+        written.map_err(|error| {
+            // Half of it helps nobody, and may be what fills the place.
+            let _ = fs::remove_file(&partial);
+            self.about(&error)
+        })
     }
 
-    /// Forgets an attachment that has ended; not the one that may have followed it on the same device.
-    pub fn forget(&self, index: Index, backend: &str) {
-        let record = fs::read(self.file(index, "json")).ok();
-        let record = record.and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-        let gone = [
-            ("json", record.is_some_and(|record| record.backend == backend)),
-            ("let-go", self.is_to_let_go(index, backend)),
-        ];
-        for (what, _) in gone.into_iter().filter(|(_, ours)| *ours) {
-            // Somebody else may have been quicker.
-            let _ = fs::remove_file(self.file(index, what));
+    /// Forgets an attachment that has ended.
+    pub fn forget(&self, backend: &str) {
+        if let Some(file) = self.file(backend, "json") {
+            for extension in ["json", "let-go", "hand-over", "keeper"] {
+                // Somebody else may have been quicker.
+                let _ = fs::remove_file(file.with_extension(extension));
+            }
+        }
+        if let Some(old) = self.legacy_record(backend) {
+            let _ = fs::remove_file(old);
         }
     }
 
-    /// Asks whoever keeps a device to end its connections and make no more.
+    /// Forgets what no device bears any more and nobody is about to make: what killed processes have left.
+    pub fn sweep(&self, sysfs: &Sysfs) {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for path in entries.map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(number) = name.split('.').next().filter(|stem| identifier::is_number(stem)) {
+                files.entry(number.to_owned()).or_default().push(path.clone());
+            }
+        }
+        for (number, files) in files {
+            // In this order: who has just made one has let its right go after that.
+            let keeper = self.root.join(format!("{number}.keeper"));
+            let right = open(&keeper);
+            let free = right.is_ok_and(|file| file.try_lock().is_ok());
+            let bears = |device: DeviceDir| {
+                device.backend().is_some_and(|backend| identifier::number(&backend) == Some(&number))
+            };
+            let borne = sysfs.devices().map_or(true, |devices| devices.into_iter().any(bears));
+            for path in files.iter().chain([&keeper]).filter(|_| free && !borne) {
+                // Somebody else may have been quicker.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Asks something of whoever keeps a device.
     ///
     /// # Errors
-    /// The directory cannot be written to.
-    pub fn ask_to_let_go(&self, index: Index, backend: &str) -> io::Result<()> {
+    /// The directory cannot be written to, or it is not a device of this tool.
+    pub fn ask(&self, request: Request, backend: &str) -> io::Result<()> {
+        let file = self.file(backend, request.file()).ok_or(io::ErrorKind::InvalidInput)?;
         self.create()?;
-        fs::write(self.file(index, "let-go"), backend)
+        fs::write(file, std::process::id().to_string()).map_err(|error| self.about(&error))
     }
 
-    /// Whether that was asked of this attachment.
+    /// Whether that was asked.
     #[must_use]
-    pub fn is_to_let_go(&self, index: Index, backend: &str) -> bool {
-        fs::read_to_string(self.file(index, "let-go")).is_ok_and(|asked| asked == backend)
+    pub fn is_asked(&self, request: Request, backend: &str) -> bool {
+        self.file(backend, request.file()).is_some_and(|file| file.exists())
     }
 
-    /// The right to reconnect a device; none while another process has it.
+    /// Takes note that what was asked is done.
+    pub fn done(&self, request: Request, backend: &str) {
+        if let Some(file) = self.file(backend, request.file()) {
+            // Nobody may have asked.
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    /// The right to reconnect a device, or to make it; none while another process has it.
     ///
     /// # Errors
     /// The directory cannot be written to.
-    pub fn keeper(&self, index: Index) -> io::Result<Option<Lock>> {
-        let file = self.open(&format!("{}.keeper", index.name()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
+    pub fn keeper(&self, backend: &str) -> io::Result<Option<Lock>> {
+        let file = self.file(backend, "keeper").ok_or(io::ErrorKind::InvalidInput)?;
+        self.create()?;
+        let mut held = Vec::new();
+        for path in std::iter::once(file).chain(self.legacy_keeper(backend)) {
+            let file = open(&path).map_err(|error| self.about(&error))?;
+            match file.try_lock() {
+                Ok(()) => held.push(file),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(self.about(&error)),
+            }
         }
+        Ok(Some(Lock { _files: held }))
+    }
+
+    /// Whether somebody has that right. Anyone may look, and looking takes nothing away.
+    #[must_use]
+    pub fn is_kept(&self, backend: &str) -> bool {
+        let files = [self.file(backend, "keeper"), self.legacy_keeper(backend)];
+        let taken = |file: PathBuf| {
+            File::open(file).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        };
+        files.into_iter().flatten().any(taken)
     }
 
     /// The right to attach something by this id, for which it waits.
@@ -224,25 +207,47 @@ impl Registry {
     /// # Errors
     /// The directory cannot be written to.
     pub fn naming(&self, id: &Id) -> io::Result<Lock> {
-        let file = self.open(&format!("{id}.id"))?;
+        self.create()?;
+        let file = open(&self.root.join(format!("{id}.id"))).map_err(|error| self.about(&error))?;
         file.lock()?;
-        Ok(Lock { _file: file })
+        Ok(Lock { _files: vec![file] })
     }
 
-    fn open(&self, name: &str) -> io::Result<File> {
-        self.create()?;
-        File::options().create(true).append(true).open(self.root.join(name))
+    /// What a keeper of release 0.1.0 has locked.
+    fn legacy_keeper(&self, backend: &str) -> Option<PathBuf> {
+        Some(self.legacy_record(backend)?.with_extension("keeper")).filter(|path| path.exists())
+    }
+
+    /// What release 0.1.0 wrote of an attachment.
+    fn legacy_record(&self, backend: &str) -> Option<PathBuf> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let mut old = entries.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("nbd") && name.ends_with(".json")
+        });
+        old.find(|path| Record::read(path).is_some_and(|record| record.backend == backend))
     }
 
     fn create(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.root).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot use {}: {error}", self.root.display()))
-        })
+        fs::create_dir_all(&self.root).map_err(|error| self.about(&error))
     }
 
-    fn file(&self, index: Index, extension: &str) -> PathBuf {
+    fn about(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("cannot use {}: {error}", self.root.display()))
+    }
+
+    /// None for what this tool has not attached.
+    fn file(&self, backend: &str, extension: &str) -> Option<PathBuf> {
+        Some(self.root.join(format!("{}.{extension}", identifier::number(backend)?)))
+    }
+
+    fn legacy(&self, index: Index, extension: &str) -> PathBuf {
         self.root.join(format!("{}.{extension}", index.name()))
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
 }
 
 #[cfg(test)]

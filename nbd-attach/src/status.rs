@@ -1,10 +1,12 @@
 //! `nbd-attach status`: what is attached, as far as the kernel tells. Anyone may look.
 
 use crate::config::{Output, StatusConfig};
-use crate::event::now;
+use crate::event::{Reason, now};
+use crate::health::{Health, State};
 use crate::host::{Host, NotAttached};
 use crate::identifier;
-use crate::registry::{Connection, Record, Registry};
+use crate::registry::{Connection, Registry};
+use crate::size::human_size;
 use crate::sysfs::DeviceDir;
 use common::proto::TransmissionFlags;
 use common::uri::Uri;
@@ -12,9 +14,14 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+/// What the JSON of `status` promises; a number for changes that a script has to know of.
+const VERSION: u32 = 2;
+
 /// One attached device. What is null is not known: the device was attached by another tool, or nobody keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
+    /// Of this form.
+    pub version: u32,
     /// `/dev/nbdN`.
     pub device: String,
     /// N.
@@ -39,6 +46,8 @@ pub struct Row {
     pub epoch: Option<String>,
     /// What the kernel encrypts with.
     pub cipher: Option<String>,
+    /// What it is good for now.
+    pub state: State,
     /// How each connection is.
     pub connections: Option<Vec<Connection>>,
     /// The process that reconnects it.
@@ -49,8 +58,12 @@ pub struct Row {
     pub seconds_since_reconnect: Option<f64>,
     /// Seconds since it was attached.
     pub seconds_attached: Option<f64>,
-    /// What is wrong, as far as the keeper knows.
+    /// What is wrong, in words.
     pub trouble: Option<String>,
+    /// Since when, in seconds.
+    pub seconds_in_trouble: Option<f64>,
+    /// Why there is no new connection, for scripts.
+    pub reason: Option<Reason>,
     /// Requests waiting for a reply.
     pub inflight: Inflight,
     /// The request timeout; 30000 also stands for none.
@@ -103,12 +116,14 @@ fn row(device: &DeviceDir, registry: &Registry) -> io::Result<Row> {
     let told = backend.as_deref().and_then(identifier::read);
     let record = registry.record(device);
     let record = record.as_ref();
+    let health = Health::of(record, backend.as_deref(), registry);
     let export = record.map(|record| &record.export);
-    let word = |word| export.and_then(|export| export.told(word)).map(str::to_owned);
+    let durability = export.and_then(|export| export.word("durability")).map(str::to_owned);
     let since = |then: f64| (now() - then).max(0.0);
     let uri = told.map(|told| told.uri.to_owned());
     let [reads, writes] = device.inflight()?;
     Ok(Row {
+        version: VERSION,
         device: device.index.to_string(),
         index: device.index.number(),
         id: told.and_then(|told| told.id).map(str::to_owned),
@@ -118,34 +133,22 @@ fn row(device: &DeviceDir, registry: &Registry) -> io::Result<Row> {
         block_size: device.number("queue/logical_block_size")?,
         read_only: device.number::<u8>("ro")? != 0,
         flags: export.map(|export| TransmissionFlags(export.flags).names().collect()),
-        durability: word("durability"),
-        epoch: word("epoch"),
+        durability,
+        epoch: record.and_then(|record| record.epoch.clone()),
         cipher: record.and_then(|record| record.cipher.clone()),
-        connections: record.map(|record| record.connections.clone()),
-        keeper: record.and_then(|record| living_keeper(record, registry, device)),
+        state: health.state,
+        connections: record.map(|_| health.connections),
+        keeper: health.keeper,
         reconnects: record.map(|record| record.reconnects),
         seconds_since_reconnect: record.and_then(|record| record.reconnected_at).map(since),
         seconds_attached: record.map(|record| since(record.attached_at)),
-        trouble: record.and_then(trouble),
+        trouble: health.trouble,
+        seconds_in_trouble: health.since.map(since),
+        reason: health.reason,
         inflight: Inflight { reads, writes },
         io_timeout_ms: device.number("queue/io_timeout").ok(),
         backend,
     })
-}
-
-/// A keeper that was killed cannot say so; its right to keep the device ended with it. Who may not look believes it.
-fn living_keeper(record: &Record, registry: &Registry, device: &DeviceDir) -> Option<u32> {
-    let keeper = record.keeper?;
-    match registry.keeper(device.index) {
-        Ok(Some(_nobody_has_it)) => None,
-        Ok(None) | Err(_) => Some(keeper),
-    }
-}
-
-fn trouble(record: &Record) -> Option<String> {
-    let dead = record.connections.contains(&Connection::Dead);
-    let last = record.events.last().map(|entry| &entry.event)?;
-    (dead || last.is_trouble()).then(|| last.to_string())
 }
 
 fn table(rows: &[Row]) -> String {
@@ -187,7 +190,8 @@ fn cells(row: &Row) -> [String; 11] {
         0 => format!("{}/{}", count(all, Connection::Alive), all.len()),
         unknown => format!("{}+{unknown}?/{}", count(all, Connection::Alive), all.len()),
     });
-    let since = row.seconds_since_reconnect.or(row.seconds_attached);
+    // A clock that was set forward makes nonsense of it; the machine is not older than it is.
+    let since = row.seconds_since_reconnect.or(row.seconds_attached).filter(|seconds| *seconds <= uptime());
     [
         row.device.clone(),
         row.id.clone().unwrap_or_else(dash),
@@ -199,8 +203,16 @@ fn cells(row: &Row) -> [String; 11] {
         since.map_or_else(dash, human_time),
         (row.inflight.reads + row.inflight.writes).to_string(),
         row.io_timeout_ms.map_or_else(dash, |ms| format!("{} s", ms / 1000)),
-        named.map_or_else(|| "(attached by another tool)".to_owned(), |name| printable(&name)),
+        named
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| "(attached by another tool)".to_owned(), |name| printable(&name)),
     ]
+}
+
+/// Seconds since the machine was started; for ever if nobody knows.
+fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(f64::INFINITY)
 }
 
 /// Whole seconds, minutes, hours or days.
@@ -215,15 +227,6 @@ fn human_time(seconds: f64) -> String {
 /// A server's or another tool's text must not steer the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// Exact in bytes, short where a unit fits exactly.
-pub fn human_size(bytes: u64) -> String {
-    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match units.iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
-        Some((unit, shift)) => format!("{} {unit}", bytes >> shift),
-        None => format!("{bytes} B"),
-    }
 }
 
 #[cfg(test)]

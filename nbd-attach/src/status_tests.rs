@@ -43,18 +43,19 @@ fn a_row_tells_what_sysfs_and_the_record_tell() {
     assert_eq!((stranger.size_bytes, stranger.read_only, &stranger.connections), (1 << 20, true, &None));
     assert_eq!((stranger.id.as_deref(), stranger.export.as_deref()), (Some("data"), Some("x")));
 
-    let mut record: Record = serde_json::from_value(serde_json::json!({
+    let mut record: crate::registry::Record = serde_json::from_value(serde_json::json!({
         "backend": BACKEND,
         "attach": serde_json::to_value(typed()).unwrap(),
         "export": {"size_bytes": 1 << 20, "flags": 7, "block_sizes": null,
             "description": "durability=writeback epoch=00ff"},
         "cipher": null, "attached_at": now() - 200.0, "reconnected_at": null,
         "reconnects": 0, "keeper": 1, "connections": ["alive", "dead"], "ends": [], "events": [],
+        "epoch": "00ff",
     }))
     .unwrap();
     record.add(device.index, Event::Dead { connection: Some(2) });
-    registry.remember(device.index, &record).unwrap();
-    let lock = registry.keeper(device.index).unwrap();
+    registry.remember(&record).unwrap();
+    let lock = registry.keeper(BACKEND).unwrap();
     let kept = row(&device, &registry).unwrap();
     assert_eq!((kept.keeper, kept.epoch.as_deref()), (Some(1), Some("00ff")));
     assert!(kept.flags.as_ref().unwrap().contains(&"READ_ONLY"));
@@ -67,12 +68,7 @@ fn a_row_tells_what_sysfs_and_the_record_tell() {
     assert_eq!(lines[0].find("URI"), lines[1].find("nbd://"));
 
     drop(lock);
-    assert_eq!(row(&device, &registry).unwrap().keeper, None, "it was killed");
-}
-
-#[test]
-fn sizes_are_never_rounded() {
-    for (bytes, text) in [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (3 << 30, "3 GiB"), (1025, "1025 B")] {
-        assert_eq!(human_size(bytes), text);
-    }
+    let killed = row(&device, &registry).unwrap();
+    assert_eq!(killed.keeper, None);
+    assert_eq!(killed.connections, Some(vec![Connection::Unknown; 2]), "nobody knows any more");
 }

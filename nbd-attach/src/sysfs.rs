@@ -180,13 +180,20 @@ impl DeviceDir {
         Ok(parts)
     }
 
-    /// Block devices built on top of the disk or its partitions, such as `dm-0`.
-    pub fn holders(&self) -> io::Result<Vec<String>> {
-        let mut holders = Vec::new();
+    /// Links to the block devices built on top of the disk or its partitions.
+    pub fn holder_links(&self) -> io::Result<Vec<PathBuf>> {
+        let mut links = Vec::new();
         for path in std::iter::once(self.path.clone()).chain(self.partition_dirs()?) {
             let Ok(entries) = fs::read_dir(path.join("holders")) else { continue };
-            holders.extend(entries.filter_map(|entry| file_name(&entry.ok()?.path())));
+            links.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
         }
+        Ok(links)
+    }
+
+    /// Block devices built on top of the disk or its partitions, such as `dm-0`.
+    pub fn holders(&self) -> io::Result<Vec<String>> {
+        let mut holders: Vec<String> =
+            self.holder_links()?.iter().filter_map(|path| file_name(path)).collect();
         holders.sort();
         holders.dedup();
         Ok(holders)

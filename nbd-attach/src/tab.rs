@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// The option that leaves an entry alone at boot; it is for the table alone.
 const NOAUTO: &str = "noauto";
+/// What people are used to write into such tables, and what goes without saying here.
+const UNDERSTOOD: [&str; 4] = ["_netdev", "auto", "defaults", "nofail"];
 
 /// One line.
 #[derive(Clone, Debug)]
@@ -72,31 +74,52 @@ pub enum LineError {
     Options(String),
 }
 
+/// The entries that make sense, and what is wrong with the other lines: a line harms only itself.
+#[derive(Debug)]
+pub struct Table {
+    /// In their order.
+    pub entries: Vec<Entry>,
+    /// One for each of the other lines, with the name it begins with.
+    pub faults: Vec<(String, TabError)>,
+}
+
 /// Reads all of it.
 ///
 /// # Errors
-/// It cannot be read, or a line makes no sense.
-pub fn read(path: &Path) -> Result<Vec<Entry>, TabError> {
-    let text = fs::read_to_string(path).map_err(|error| TabError::Read { path: path.to_owned(), error })?;
-    let mut entries: Vec<Entry> = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let wrong = |error| TabError::Line { path: path.to_owned(), number, error };
-        let Some(entry) = parse(line).map_err(wrong)? else { continue };
-        if entries.iter().any(|other| other.name == entry.name) {
-            return Err(wrong(LineError::Twice(entry.name)));
+/// It cannot be read.
+pub fn read(path: &Path) -> Result<Table, TabError> {
+    let text = fs::read(path).map_err(|error| TabError::Read { path: path.to_owned(), error })?;
+    let text = String::from_utf8_lossy(&text);
+    let mut table = Table { entries: vec![], faults: vec![] };
+    // Some editors begin a file with an invisible mark.
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
+        let twice = |entry: &Entry| table.entries.iter().any(|other: &Entry| other.name == entry.name);
+        let parsed = match parse(line) {
+            Ok(Some(entry)) if twice(&entry) => Err(LineError::Twice(entry.name)),
+            parsed => parsed,
+        };
+        match parsed {
+            Ok(entry) => table.entries.extend(entry),
+            Err(error) => {
+                let name = line.split_whitespace().next().unwrap_or_default().to_owned();
+                table.faults.push((name, TabError::Line { path: path.to_owned(), number, error }));
+            }
         }
-        entries.push(entry);
     }
-    Ok(entries)
+    Ok(table)
 }
 
 /// The entry of that name.
 ///
 /// # Errors
-/// There is none, or the table cannot be used.
+/// There is none, or its line makes no sense.
 pub fn find(path: &Path, name: &str) -> Result<Entry, TabError> {
-    let found = read(path)?.into_iter().find(|entry| entry.name.to_string() == name);
-    found.ok_or_else(|| TabError::NoEntry { path: path.to_owned(), name: name.to_owned() })
+    let table = read(path)?;
+    let found = table.entries.into_iter().find(|entry| entry.name.to_string() == name);
+    let fault = table.faults.into_iter().find(|(of, _)| of == name).map(|(_, fault)| fault);
+    found.ok_or_else(|| {
+        fault.unwrap_or_else(|| TabError::NoEntry { path: path.to_owned(), name: name.to_owned() })
+    })
 }
 
 fn parse(line: &str) -> Result<Option<Entry>, LineError> {
@@ -109,7 +132,7 @@ fn parse(line: &str) -> Result<Option<Entry>, LineError> {
         [name, uri, options] => (name, uri, options),
         _ => return Err(LineError::Columns),
     };
-    let options = options.split(',').filter(|option| !option.is_empty());
+    let options = options.split(',').filter(|option| !option.is_empty() && !UNDERSTOOD.contains(option));
     let (noauto, options): (Vec<&str>, Vec<&str>) = options.partition(|option| *option == NOAUTO);
     let words = ["nbd-attach", "attach", "--keep", "--id", name].map(str::to_owned).into_iter();
     let words = words.chain(options.into_iter().map(|option| format!("--{option}")));
@@ -129,42 +152,61 @@ fn first_line(error: &str) -> String {
 mod tests {
     use super::*;
 
-    fn table(text: &str) -> Result<Vec<Entry>, String> {
+    fn table(text: &str) -> Table {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tab");
         fs::write(&path, text).unwrap();
-        read(&path).map_err(|error| error.to_string())
+        read(&path).unwrap()
     }
 
     #[test]
     fn a_line_is_a_command() {
-        let text =
-            "# our disks\n\ndata nbd://h/x\nvault\tnbds://h/y connections=4,timeout=7,noauto # later\n";
-        let entries = table(text).unwrap();
+        let text = "\u{feff}# our disks\r\n\ndata nbd://h/x _netdev,nofail\r\nvault\tnbds://h/y connections=4,timeout=7,noauto # later\n";
+        let entries = table(text).entries;
         let names: Vec<String> = entries.iter().map(|entry| entry.name.to_string()).collect();
         assert_eq!(
             (names, entries[0].auto, entries[1].auto),
             (vec!["data".into(), "vault".into()], true, false)
         );
         let vault = &entries[1].attach;
-        assert_eq!((vault.connections, vault.timeout, vault.keep), (4, 7, true));
+        assert_eq!((vault.connections, vault.timeout, vault.keep), (4, Some(7), true));
         assert_eq!((vault.uri.as_str(), vault.id.as_deref()), ("nbds://h/y", Some("vault")));
     }
 
     #[test]
-    fn every_mistake_is_named_with_its_line() {
+    fn every_mistake_is_named_with_its_line_and_harms_only_it() {
         for (text, part) in [
             ("data", "line 1: a line has a name"),
             ("\na b c d", "line 2: a line has"),
             ("nbd0 nbd://h/", "cannot be the id"),
-            ("a nbd://h/\na nbd://h/", "line 2: there is an entry a above"),
+            ("\u{e4}nd nbd://h/", "cannot be the id"),
             ("a nbd://h/ nonsense", "unexpected argument '--nonsense'"),
             ("a nbd://h/ timeout=x", "invalid value 'x'"),
         ] {
-            let error = table(text).unwrap_err();
-            assert!(error.contains(part), "{text:?}: {error}");
+            let read = table(&format!("{text}\nfine nbd://h/\n"));
+            let said: Vec<String> = read.faults.iter().map(|(_, fault)| fault.to_string()).collect();
+            assert!(said.len() == 1 && said[0].contains(part), "{text:?}: {said:?}");
+            assert_eq!(read.entries.len(), 1, "{text:?}");
         }
+        let read = table("a nbd://h/\na nbd://g/\n");
+        assert!(
+            read.faults[0].1.to_string().contains("line 2: there is an entry a above"),
+            "{:?}",
+            read.faults
+        );
+        assert_eq!(read.entries[0].attach.uri, "nbd://h/");
         let error = find(Path::new("/nonexistent/tab"), "a").unwrap_err().to_string();
         assert!(error.starts_with("/nonexistent/tab: No such file"), "{error}");
+    }
+
+    #[test]
+    fn only_the_entry_that_is_wanted_has_to_make_sense() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tab");
+        fs::write(&path, "data nbd://h/x\nvault nbd://h/y tiemout=3\n").unwrap();
+        assert_eq!(find(&path, "data").unwrap().attach.uri, "nbd://h/x");
+        let error = find(&path, "vault").unwrap_err().to_string();
+        assert!(error.contains("line 2: unexpected argument '--tiemout'"), "{error}");
+        assert!(find(&path, "other").unwrap_err().to_string().contains("no entry \"other\""));
     }
 }

@@ -3,6 +3,7 @@
 pub mod kernel;
 pub mod record;
 
+use crate::bounded::bounded;
 use clap::ValueEnum;
 use kernel::{KernelTlsError, is_chacha20};
 use rustls::crypto::{CryptoProvider, ring};
@@ -10,9 +11,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem};
 use rustls::{ClientConfig, RootCertStore, SupportedCipherSuite};
 use serde::{Deserialize, Serialize};
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -22,12 +26,27 @@ const ROOT: &str = "ca-cert.pem";
 /// What to show of oneself, and its key; servers that want none need none.
 const OWN: [&str; 2] = ["client-cert.pem", "client-key.pem"];
 
-/// Encrypts connections to one server.
+/// Encrypts connections to one server, with the certificates that are in its directory at that time.
 #[derive(Clone)]
 pub struct Connector {
-    connector: TlsConnector,
+    dir: PathBuf,
+    preference: Preference,
     name: ServerName<'static>,
+    /// What was read last.
+    read: Arc<Mutex<Read>>,
 }
+
+/// What was read of a directory.
+struct Read {
+    connector: TlsConnector,
+    /// When its files were changed, and how large they were.
+    stamp: Stamp,
+}
+
+type Stamp = [Option<(SystemTime, u64, u64)>; 3];
+
+/// The directory may lie on what is to be reconnected, or be gone for a moment.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which cipher to ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -90,29 +109,47 @@ impl Connector {
     /// Where they cannot be used.
     pub fn open(dir: Option<&Path>, name: &str, preference: Preference) -> Result<Connector, TlsError> {
         let dir = dir.ok_or(TlsError::NoCertificates)?;
-        let unusable = |error| TlsError::Certificates { dir: dir.to_owned(), error };
-        let mut roots = RootCertStore::empty();
-        for root in certificates(&dir.join(ROOT))? {
-            roots.add(root).map_err(unusable)?;
-        }
-        let builder = ClientConfig::builder_with_provider(Arc::new(provider(preference)))
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
-            .with_root_certificates(roots);
-        let [cert, key] = OWN.map(|file| dir.join(file));
-        let mut config = if cert.exists() {
-            let own = certificates(&cert)?;
-            let key = PrivateKeyDer::from_pem_file(&key)
-                .map_err(|error| TlsError::File { path: key.clone(), error })?;
-            builder.with_client_auth_cert(own, key).map_err(unusable)?
-        } else {
-            builder.with_no_client_auth()
-        };
-        // For the kernel, which takes the session over.
-        config.enable_secret_extraction = true;
+        let read = Mutex::new(read(dir, preference)?);
         let name =
             ServerName::try_from(name.to_owned()).map_err(|error| TlsError::Name(name.to_owned(), error))?;
-        Ok(Connector { connector: TlsConnector::from(Arc::new(config)), name })
+        Ok(Connector { dir: dir.to_owned(), preference, name, read: Arc::new(read) })
+    }
+
+    /// Has the directory read before the next connection, whether it seems to have changed or not.
+    pub fn forget(&self) {
+        if let Ok(mut read) = self.read.lock() {
+            read.stamp = Stamp::default();
+        }
+    }
+
+    /// What to connect with now: what is in the directory, or what was there where it cannot be read.
+    async fn current(&self) -> Result<TlsConnector, TlsError> {
+        let last = || self.read.lock().map(|read| (read.connector.clone(), read.stamp));
+        let (connector, known) = last().map_err(|_| TlsError::NoCertificates)?;
+        let (dir, preference) = (self.dir.clone(), self.preference);
+        let look = move || if stamp(&dir) == known { None } else { Some(read(&dir, preference)) };
+        match bounded(READ_PATIENCE, look).await {
+            Ok(None) => Ok(connector),
+            Ok(Some(Ok(fresh))) => {
+                tracing::debug!("certificates were read again from {}", self.dir.display());
+                let connector = fresh.connector.clone();
+                if let Ok(mut read) = self.read.lock() {
+                    *read = fresh;
+                }
+                Ok(connector)
+            }
+            Ok(Some(Err(error))) => {
+                tracing::debug!("going on with the certificates of before: {error}");
+                Ok(connector)
+            }
+            Err(slow) => {
+                tracing::debug!(
+                    "going on with the certificates of before: {} gives {slow}",
+                    self.dir.display()
+                );
+                Ok(connector)
+            }
+        }
     }
 
     /// Does the TLS handshake on a stream whose server awaits it.
@@ -123,8 +160,41 @@ impl Connector {
         &self,
         stream: S,
     ) -> Result<TlsStream<S>, TlsError> {
-        self.connector.connect(self.name.clone(), stream).await.map_err(TlsError::Handshake)
+        self.current().await?.connect(self.name.clone(), stream).await.map_err(TlsError::Handshake)
     }
+}
+
+fn read(dir: &Path, preference: Preference) -> Result<Read, TlsError> {
+    // First: what changes while it is read is read again next time.
+    let stamp = stamp(dir);
+    let unusable = |error| TlsError::Certificates { dir: dir.to_owned(), error };
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&dir.join(ROOT))? {
+        roots.add(root).map_err(unusable)?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider(preference)))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_root_certificates(roots);
+    let [cert, key] = OWN.map(|file| dir.join(file));
+    let mut config = if cert.exists() {
+        let own = certificates(&cert)?;
+        let key = PrivateKeyDer::from_pem_file(&key)
+            .map_err(|error| TlsError::File { path: key.clone(), error })?;
+        builder.with_client_auth_cert(own, key).map_err(unusable)?
+    } else {
+        builder.with_no_client_auth()
+    };
+    // For the kernel, which takes the session over.
+    config.enable_secret_extraction = true;
+    Ok(Read { connector: TlsConnector::from(Arc::new(config)), stamp })
+}
+
+fn stamp(dir: &Path) -> Stamp {
+    [ROOT, OWN[0], OWN[1]].map(|file| {
+        let metadata = fs::metadata(dir.join(file)).ok()?;
+        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+    })
 }
 
 fn provider(preference: Preference) -> CryptoProvider {

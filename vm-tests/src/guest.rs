@@ -11,7 +11,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::paths;
 
-const GUEST: &[&str] = &["nbd-server", "nbd-attach", "nbd-crash", "promise", "exercise", "failing-disk"];
+const GUEST: &[&str] =
+    &["nbd-server", "nbd-attach", "nbd-crash", "promise", "exercise", "failing-disk", "kill-at"];
 const RELAY: &str = "vm-relay";
 /// Naming the target keeps the flags away from build scripts and procedural macros, which cannot be static.
 const TARGET: &str = "x86_64-unknown-linux-gnu";

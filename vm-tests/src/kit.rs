@@ -28,6 +28,8 @@ pub enum Kit {
     Dmsetup,
     /// losetup, as busybox's knows less.
     Losetup,
+    /// What lays volumes on block devices: mdadm, cryptsetup, LVM.
+    Volumes,
     /// systemd and udev, as much of them as mounts need.
     Systemd,
     /// dpkg.
@@ -92,6 +94,7 @@ impl Kit {
             Kit::Strace => &["strace"],
             Kit::Dmsetup => &["dmsetup"],
             Kit::Losetup => &["losetup"],
+            Kit::Volumes => &["mdadm", "cryptsetup", "lvm"],
             // What busybox mounts is forgotten to be of the network.
             Kit::Systemd => &["systemctl", "udevadm", "mount", "umount"],
             Kit::Dpkg => &["dpkg", "dpkg-deb", "dpkg-split", "dpkg-query", "tar"],

@@ -33,6 +33,9 @@ const PEERS: &[&str] = &[
     "strace",
     "dmsetup",
     "mount",
+    "cryptsetup-bin",
+    "lvm2",
+    "mdadm",
     "btrfs-progs",
     "valgrind",
     // Their parts go into a guest that boots with our package.

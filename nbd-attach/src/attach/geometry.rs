@@ -63,26 +63,14 @@ pub enum GeometryError {
     /// More than one connection where the server allows one.
     #[error("the server does not allow several connections to this export: use --connections 1")]
     SingleConnection,
-    /// The connections do not lead to the same thing.
-    #[error("connection {number} leads to another export than the first: {now}; the first: {first}")]
-    Mismatch {
-        /// Counted from 1.
-        number: usize,
-        /// What the first connection was told.
-        first: String,
-        /// What this one was told.
-        now: String,
-    },
 }
 
 impl Geometry {
-    /// Decides, given what each connection was told.
-    pub fn decide(wish: &AttachConfig, told: &[Export], page_size: u32) -> Result<Geometry, GeometryError> {
-        let export = told.first().expect("at least one connection is always made");
-        agree(export, told)?;
-        if told.len() > 1 && !export.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
-            return Err(GeometryError::SingleConnection);
-        }
+    /// Decides, given what the server said.
+    ///
+    /// # Errors
+    /// The driver can make no such device, or not the one that was asked for.
+    pub fn decide(wish: &AttachConfig, export: &Export, page_size: u32) -> Result<Geometry, GeometryError> {
         let block_size = block_size(wish, export, page_size)?;
         let tail = export.size % u64::from(block_size);
         let size = export.size - tail;
@@ -99,21 +87,6 @@ impl Geometry {
             flags: flags(wish, export),
             payload_max_kb: payload_max_kb(export, block_size, page_size)?,
         })
-    }
-}
-
-fn agree(first: &Export, told: &[Export]) -> Result<(), GeometryError> {
-    let essence = |export: &Export| (export.size, export.flags, export.block_sizes);
-    let words = |export: &Export| {
-        let flags: Vec<_> = export.flags.names().collect();
-        format!("{} bytes, {}", export.size, flags.join(" "))
-    };
-    match told.iter().position(|export| essence(export) != essence(first)) {
-        None => Ok(()),
-        Some(at) => {
-            let (first, now) = (words(first), words(&told[at]));
-            Err(GeometryError::Mismatch { number: at + 1, first, now })
-        }
     }
 }
 
@@ -186,7 +159,7 @@ mod tests {
 
     #[test]
     fn without_constraints() {
-        let geometry = Geometry::decide(&wish(&[]), &[export(1 << 20, MULTI, None)], PAGE).unwrap();
+        let geometry = Geometry::decide(&wish(&[]), &export(1 << 20, MULTI, None), PAGE).unwrap();
         assert_eq!((geometry.size, geometry.tail, geometry.block_size), (1 << 20, 0, 512));
         assert_eq!(geometry.payload_max_kb, 32 << 10);
         assert_eq!(geometry.flags, MULTI | TransmissionFlags::HAS_FLAGS);
@@ -194,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_larger_minimum_becomes_the_block_size_and_the_tail_is_cut() {
-        let told = [export(1_000_001, MULTI, Some((4096, 4096, 70_000)))];
+        let told = export(1_000_001, MULTI, Some((4096, 4096, 70_000)));
         let geometry = Geometry::decide(&wish(&["--read-only"]), &told, PAGE).unwrap();
         assert_eq!((geometry.block_size, geometry.size, geometry.tail), (4096, 999_424, 577));
         assert_eq!(geometry.payload_max_kb, 68);
@@ -204,7 +177,7 @@ mod tests {
     #[test]
     fn what_the_driver_cannot_do_is_refused() {
         let refused = |arguments: &[&str], size, sizes| {
-            let told = [export(size, MULTI, sizes)];
+            let told = export(size, MULTI, sizes);
             Geometry::decide(&wish(arguments), &told, PAGE).unwrap_err().to_string()
         };
         for (error, part) in [
@@ -221,16 +194,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn several_connections_must_be_allowed_and_agree() {
-        let (one, two) = (export(1 << 20, MULTI, None), export(2 << 20, MULTI, None));
-        let single = export(1 << 20, TransmissionFlags::SEND_FLUSH, None);
-        let decide = |told: &[Export]| Geometry::decide(&wish(&[]), told, PAGE);
-        assert!(decide(&[one.clone(), one.clone()]).is_ok());
-        assert_eq!(decide(&[single.clone(), single]), Err(GeometryError::SingleConnection));
-        assert!(matches!(decide(&[one.clone(), one, two]), Err(GeometryError::Mismatch { number: 3, .. })));
-    }
-
     proptest! {
         #[test]
         fn whatever_a_server_says_the_device_fits_inside(
@@ -239,7 +202,7 @@ mod tests {
         ) {
             let sizes = sizes.map(|(min, pref, max)| (1 << min, 1 << pref, max)).filter(|s| s.2 >= s.1);
             let told = export(size, TransmissionFlags(flags), sizes);
-            if let Ok(made) = Geometry::decide(&wish(&[]), &[told], PAGE) {
+            if let Ok(made) = Geometry::decide(&wish(&[]), &told, PAGE) {
                 prop_assert_eq!(made.size + made.tail, size);
                 prop_assert!(made.size > 0 && made.size % u64::from(made.block_size) == 0);
                 let payload = sizes.map_or(PAYLOAD_MAX, |s| s.2);

@@ -6,6 +6,7 @@
 use crate::device::Index;
 use crate::host::Host;
 use crate::netlink::client::{NetlinkError, Socket};
+use crate::netlink::message::ClientFlags;
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -65,7 +66,8 @@ impl Attempt {
 
     /// Removes the device node too, so that the next attachment finds a new one.
     pub async fn destroy(&self, host: &Host, device: Index) -> Result<(), UndoError> {
-        let flagged = host.netlink.destroy_on_disconnect(device, &self.backend, GENTLE_PATIENCE).await;
+        let destroy = ClientFlags::DESTROY_ON_DISCONNECT;
+        let flagged = host.netlink.client_flags(device, Some(&self.backend), destroy, GENTLE_PATIENCE).await;
         self.undo(host).await?;
         let stuck = |why: String| UndoError { device, why };
         flagged.map_err(|error| stuck(error.to_string()))?;

@@ -1,5 +1,5 @@
 //! What happens to a device, told in every way at once: in the log, as a line of JSON, in the record that `status`
-//! and `watch` read, and to systemd.
+//! and `watch` read, and to systemd. None of them keeps the keeper waiting, and none that fails ends it.
 
 use super::Ended;
 use crate::config::Output;
@@ -7,19 +7,21 @@ use crate::device::Index;
 use crate::event::{Event, now};
 use crate::host::Host;
 use crate::opener::Ends;
-use crate::registry::{Connection, Record, Registry, Remembered};
+use crate::registry::{Connection, Phase, Record, Registry, Remembered, Request, VERSION};
+use crate::same::Told;
 use crate::tls::kernel::Cipher;
-use common::handshake::Export;
 use sd_notify::NotifyState;
 use std::cell::{Cell, RefCell};
-use std::io::{self, Write};
+use std::io::Write;
+use std::time::Duration;
+use tracing_appender::non_blocking::NonBlocking;
 
 pub(super) struct Chronicle<'a> {
     registry: &'a Registry,
     index: Index,
     record: RefCell<Record>,
     output: Output,
-    out: RefCell<&'a mut dyn Write>,
+    out: RefCell<NonBlocking>,
     /// Whether it was said that nothing can be remembered.
     forgetful: Cell<bool>,
 }
@@ -31,10 +33,11 @@ impl<'a> Chronicle<'a> {
         index: Index,
         mut record: Record,
         output: Output,
-        out: &'a mut dyn Write,
-    ) -> io::Result<Chronicle<'a>> {
+        out: NonBlocking,
+    ) -> Chronicle<'a> {
         let pid = std::process::id();
         record.keeper = Some(pid);
+        record.version = VERSION;
         record.connections.fill(Connection::Unknown);
         let chronicle = Chronicle {
             registry: &host.registry,
@@ -46,12 +49,12 @@ impl<'a> Chronicle<'a> {
         };
         // For systemd this is the end of the start; without it, it is nothing.
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        chronicle.tell(Event::Kept { pid })?;
-        Ok(chronicle)
+        chronicle.tell(Event::Kept { pid });
+        chronicle
     }
 
     /// Tells an event.
-    pub(super) fn tell(&self, event: Event) -> io::Result<()> {
+    pub(super) fn tell(&self, event: Event) {
         let device = self.index;
         let words = format!("{device}: {event}");
         match event.is_trouble() {
@@ -67,12 +70,12 @@ impl<'a> Chronicle<'a> {
         }
         let entry = self.record.borrow_mut().add(device, event);
         self.remember();
-        if self.output == Output::Json {
-            let mut out = self.out.borrow_mut();
-            writeln!(out, "{}", serde_json::to_string(&entry).map_err(io::Error::from)?)?;
-            out.flush()?;
+        if self.output == Output::Json
+            && let Ok(text) = serde_json::to_string(&entry)
+        {
+            // Its reader may have had enough.
+            let _ = writeln!(self.out.borrow_mut(), "{text}");
         }
-        Ok(())
     }
 
     /// Notes how a connection is.
@@ -89,36 +92,57 @@ impl<'a> Chronicle<'a> {
     }
 
     /// Notes what the kernel encrypts the newest connection with; the next event makes it known.
-    pub(super) fn cipher(&self, cipher: Option<Cipher>) {
-        self.record.borrow_mut().cipher = cipher.map(|cipher| format!("{:?}", cipher.suite));
+    pub(super) fn cipher(&self, cipher: Option<&Cipher>) {
+        self.record.borrow_mut().cipher = cipher.map(Cipher::name);
     }
 
     /// Notes what the server said last.
-    pub(super) fn export(&self, export: &Export) {
-        self.record.borrow_mut().export = Remembered::from(export);
+    pub(super) fn told(&self, told: &Told) {
+        let mut record = self.record.borrow_mut();
+        record.export = Remembered::from(&told.export);
+        record.epoch.clone_from(&told.epoch);
+    }
+
+    /// Notes how long requests may take, for whoever keeps the device next.
+    pub(super) fn timeout(&self, timeout: Duration) {
+        self.record.borrow_mut().attach.timeout = Some(timeout.as_secs());
     }
 
     /// Ends with saying why.
-    pub(super) fn end(&self, ended: Ended) -> io::Result<()> {
+    pub(super) fn end(&self, ended: Ended) {
         match ended {
-            Ended::Detached => self.registry.forget(self.index, &self.record.borrow().backend),
+            Ended::Detached => self.registry.forget(&self.record.borrow().backend),
             Ended::Left(signal) => {
                 let mut record = self.record.borrow_mut();
                 record.keeper = None;
                 record.connections.fill(Connection::Unknown);
                 drop(record);
-                self.tell(Event::Left { signal: signal.to_owned() })?;
+                self.tell(Event::Left { signal: signal.to_owned() });
             }
+            Ended::HandedOver => {}
         }
-        Ok(())
+    }
+
+    /// Remembers again what somebody has removed, or there was no room for.
+    pub(super) fn refresh(&self) {
+        let lost = !self.registry.remembers(&self.record.borrow().backend);
+        if lost || self.forgetful.get() {
+            self.remember();
+        }
     }
 
     fn remember(&self) {
-        let remembered = self.registry.remember(self.index, &self.record.borrow());
-        if let Err(error) = remembered
-            && !self.forgetful.replace(true)
-        {
-            tracing::warn!("what happens will not be remembered: {error}");
+        let backend = self.record.borrow().backend.clone();
+        if self.registry.is_asked(Request::LetGo, &backend) && self.registry.is_disconnected(&backend) {
+            self.record.borrow_mut().phase = Phase::Disconnected;
+        }
+        let remembered = self.registry.remember(&self.record.borrow());
+        match remembered {
+            Ok(()) => self.forgetful.set(false),
+            Err(error) if !self.forgetful.replace(true) => {
+                tracing::warn!("what happens will not be remembered for now: {error}");
+            }
+            Err(_) => {}
         }
     }
 }

@@ -2,18 +2,25 @@
 //! that serve a connection no more than what they told it.
 
 use super::renew::Failure;
-use super::{DRIVER_PATIENCE, Keeper, PATIENCE, same};
+use super::{Keeper, PATIENCE};
 use crate::event::Event;
+use crate::netlink::client::NetlinkError;
+use crate::same::{self, Told};
 use common::handshake::Export;
 use common::handshake::client::{Answer, Client};
 use std::convert::Infallible;
 use std::future::pending;
-use std::io;
+use std::time::Duration;
 use tokio::time::sleep;
+
+/// The driver waits for every request in flight before it resizes, and is not asked for anything else meanwhile.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two tries.
+const RESIZE_PAUSE: Duration = Duration::from_secs(2);
 
 impl Keeper<'_> {
     /// Asks the server now and then how large the export is.
-    pub(super) async fn watch_growth(&self) -> io::Result<Infallible> {
+    pub(super) async fn watch_growth(&self) -> Infallible {
         let every = self.config.growth_interval;
         if every.is_zero() {
             return pending().await;
@@ -25,29 +32,32 @@ impl Keeper<'_> {
             if self.alive.borrow().len() < self.config.connections {
                 continue;
             }
+            self.look_at_disk().await;
             let Some(now) = self.look().await else { continue };
-            if now.size < self.size.get() {
-                if shrunk != Some(now.size) {
-                    self.chronicle.tell(Event::Shrunk { size_bytes: now.size })?;
+            if now.export.size < self.size.get() {
+                if shrunk != Some(now.export.size) {
+                    self.chronicle.tell(Event::Shrunk { size_bytes: now.export.size });
                 }
-                shrunk = Some(now.size);
+                shrunk = Some(now.export.size);
                 continue;
             }
             shrunk = None;
-            if let Err(difference) = same::check(&self.export.borrow(), self.size.get(), &now) {
+            if let Err(difference) = same::check(&self.told.borrow(), self.size.get(), &now) {
                 tracing::debug!("{}: not looking at its size: {difference}", self.index);
                 continue;
             }
-            self.grown.set(now.size);
+            self.grown.set(now.export.size);
         }
     }
 
     /// What the server says of the export, on a connection of its own; nothing if it says nothing.
-    async fn look(&self) -> Option<Export> {
-        let client = Client::info(&self.config.uri.export).ok()?;
-        match self.opener.ask(client, PATIENCE).await {
+    async fn look(&self) -> Option<Told> {
+        match self.opener.ask(|| Client::info(&self.config.uri.export), PATIENCE).await {
             // Who asks may be told of more than the kernel's driver, which speaks less of the protocol.
-            Ok(Answer::Export(offer)) => Some(Export { flags: self.export.borrow().flags, ..offer.export }),
+            Ok(Answer::Export(offer)) => {
+                let export = Export { flags: self.told.borrow().export.flags, ..offer.export };
+                Some(Told { export, epoch: same::epoch_of(&offer.contexts), identity: None })
+            }
             Ok(_) => None,
             Err(error) => {
                 tracing::debug!("{}: the size of the export: {error}", self.index);
@@ -60,19 +70,43 @@ impl Keeper<'_> {
     pub(super) fn outgrown(&self) -> Option<usize> {
         let grown = self.whole_blocks(self.grown.get());
         let smaller = |told: &u64| self.whole_blocks(*told) < grown;
-        if grown > self.size.get() { self.told.borrow().iter().position(smaller) } else { None }
+        if grown > self.size.get() { self.sizes.borrow().iter().position(smaller) } else { None }
     }
 
-    /// Makes the device as large as all its connections know the export to be.
-    pub(super) async fn grow(&self) -> Result<(), Failure> {
-        let told = self.told.borrow().iter().min().copied();
-        let size = self.whole_blocks(told.unwrap_or(0));
-        if size > self.size.get() {
-            self.host.netlink.resize(self.index, &self.backend, size, DRIVER_PATIENCE).await?;
-            self.size.set(size);
-            self.chronicle.tell(Event::Resized { size_bytes: size })?;
+    /// Makes the device as large as all its connections know the export to be, whenever they know of more. That this
+    /// takes long, or fails, has nothing to do with the connections.
+    pub(super) async fn grow(&self) -> Infallible {
+        let mut said = String::new();
+        loop {
+            self.larger.notified().await;
+            while let Some(size) = self.larger() {
+                match self.resize(size).await {
+                    Ok(()) => {
+                        said.clear();
+                        self.size.set(size);
+                        self.chronicle.tell(Event::Resized { size_bytes: size });
+                    }
+                    Err(failure) => self.tell_once(None, &failure, &mut said),
+                }
+                sleep(RESIZE_PAUSE).await;
+            }
         }
-        Ok(())
+    }
+
+    /// What the device may grow to, while all its connections live.
+    fn larger(&self) -> Option<u64> {
+        let told = self.sizes.borrow().iter().min().copied();
+        let size = self.whole_blocks(told.unwrap_or(0));
+        let all_alive = self.alive.borrow().len() == self.config.connections;
+        (size > self.size.get() && all_alive).then_some(size)
+    }
+
+    async fn resize(&self, size: u64) -> Result<(), Failure> {
+        match self.host.netlink.resize(self.index, &self.backend, size, RESIZE_PATIENCE).await {
+            // It may have been done all the same.
+            Err(NetlinkError::Deadline(_)) if self.host.sysfs.device(self.index).size()? == size => Ok(()),
+            done => Ok(done?),
+        }
     }
 
     fn whole_blocks(&self, size: u64) -> u64 {

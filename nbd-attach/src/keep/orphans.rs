@@ -7,6 +7,7 @@ use super::Keeper;
 use super::renew::{Fresh, PAUSE_MAX, PAUSE_MIN};
 use crate::event::Event;
 use crate::netlink::events::Deaths;
+use crate::registry::Request;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -18,6 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 /// the first network namespace gets any.
 const OFFER_EVERY: Duration = Duration::from_secs(10);
 
+/// Between two offers that nothing has called for, and that cannot even be made: as of servers that serve one connection.
+const VAIN_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 impl Keeper<'_> {
     /// Replaces the connections at these places as they die.
     pub(super) async fn adopt_orphans(&self, mut places: Range<usize>) -> io::Result<Infallible> {
@@ -26,11 +30,13 @@ impl Keeper<'_> {
         }
         let mut deaths =
             Deaths::listen().await.inspect_err(|error| tracing::debug!("no events: {error}")).ok();
-        let (mut told, mut pause) = (String::new(), PAUSE_MIN);
+        let (mut told, mut pause, mut vain) = (String::new(), PAUSE_MIN, PAUSE_MAX);
+        let mut heard = false;
         while let Some(place) = places.clone().next() {
             // A dead connection that is known would lose its place to what is offered for an orphan.
             let known = self.config.connections - places.len();
-            if self.is_to_let_go() || self.alive.borrow().len() < known {
+            let let_go = self.host.registry.is_asked(Request::LetGo, &self.backend);
+            if let_go || self.alive.borrow().len() < known {
                 sleep(PAUSE_MIN).await;
                 continue;
             }
@@ -38,20 +44,23 @@ impl Keeper<'_> {
             match self.offer_fresh().await {
                 Ok(Some(fresh)) => {
                     places.next();
-                    self.told_since(begun, place)?;
-                    if let Err(failure) = self.accept(place, &fresh.export).await {
-                        self.tell_once(Some(place + 1), &failure, &mut told)?;
-                    }
+                    self.told_since(begun, place);
                     self.adopt(place, fresh)?;
-                    pause = PAUSE_MIN;
+                    (pause, vain, heard) = (PAUSE_MIN, PAUSE_MAX, false);
                 }
                 Ok(None) => {
                     told.clear();
-                    pause = PAUSE_MIN;
-                    self.until_called_for(&mut deaths).await?;
+                    (pause, vain, heard) = (PAUSE_MIN, PAUSE_MAX, false);
+                    heard |= self.until_called_for(&mut deaths, OFFER_EVERY).await;
+                }
+                // Nothing says that a connection is dead: that a server wants no more of them is no trouble.
+                Err(failure) if !heard && self.inflight() == 0 => {
+                    tracing::debug!("{}: nothing to offer: {failure}", self.index);
+                    heard |= self.until_called_for(&mut deaths, vain).await;
+                    vain = (vain * 2).min(VAIN_PAUSE_MAX);
                 }
                 Err(failure) => {
-                    self.tell_once(None, &failure, &mut told)?;
+                    self.tell_once(None, &failure, &mut told);
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
@@ -66,14 +75,17 @@ impl Keeper<'_> {
         Ok(self.offer(&fresh.socket).await?.then_some(fresh))
     }
 
-    /// Waits for the driver to say that a connection of this device has died, or a while.
-    async fn until_called_for(&self, deaths: &mut Option<Deaths>) -> io::Result<()> {
-        let until = Instant::now() + OFFER_EVERY;
+    /// Waits for the driver to say that a connection of this device has died, or a while. Tells whether it did.
+    async fn until_called_for(&self, deaths: &mut Option<Deaths>, a_while: Duration) -> bool {
+        let until = Instant::now() + a_while;
         while let Some(listening) = deaths {
             match timeout(until.saturating_duration_since(Instant::now()), listening.next()).await {
                 Ok(Ok(Some(index))) if index != self.index => {}
-                Ok(Ok(Some(_))) => return self.chronicle.tell(Event::Dead { connection: None }),
-                Ok(Ok(None)) | Err(_) => return Ok(()),
+                Ok(Ok(Some(_))) => {
+                    self.chronicle.tell(Event::Dead { connection: None });
+                    return true;
+                }
+                Ok(Ok(None)) | Err(_) => return false,
                 Ok(Err(error)) => {
                     tracing::debug!("no more events: {error}");
                     *deaths = None;
@@ -81,6 +93,6 @@ impl Keeper<'_> {
             }
         }
         sleep(until.saturating_duration_since(Instant::now())).await;
-        Ok(())
+        false
     }
 }

@@ -1,9 +1,10 @@
 //! A client of the nbd netlink family whose calls end.
 //!
 //! The driver does its work inside the sender's `sendmsg`, under locks that a hung server can hold
-//! for long; so one thread of its own sends, and callers wait for its answer with a deadline.
-//! Commands queue behind one another there, as they would behind the kernel's own lock.
+//! for long; so another process sends, and callers wait for its answer with a deadline.
+//! Commands queue behind one another here, as they would behind the kernel's own lock.
 
+use super::helper::{Helper, made};
 use super::message::{Attribute, ClientFlags, Command, DeviceItem, Message, SocketItem};
 use super::refusal::Refusal;
 use crate::device::Index;
@@ -22,7 +23,10 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The family is not registered.
-    #[error("the kernel has no nbd driver loaded: `modprobe nbd` loads it")]
+    #[error(
+        "the nbd driver cannot be asked: it is not loaded (`modprobe nbd` loads it), or this is another network \
+         namespace than the machine's first, from which Linux before 6.12 does not let it be asked"
+    )]
     NoFamily,
     /// The driver said no.
     #[error(transparent)]
@@ -60,10 +64,19 @@ pub struct Connect {
 /// A connection that is ours as well as the kernel's.
 pub type Socket = Arc<OwnedFd>;
 
-/// The handle to the netlink thread.
+/// The handle to the thread that has the questions answered.
 #[derive(Clone, Debug)]
 pub struct Client {
     jobs: mpsc::UnboundedSender<Job>,
+}
+
+/// Who talks to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// This process, which is one to be left behind.
+    Here,
+    /// Another one, started when there is something to ask.
+    Helper,
 }
 
 #[derive(Debug)]
@@ -71,25 +84,34 @@ struct Job {
     message: Message,
     /// Kept open until the kernel has looked the numbers up, even when nobody waits any more: a
     /// number closed and used again would hand a stranger's socket to the driver.
-    _sockets: Vec<Socket>,
+    sockets: Vec<Socket>,
     answer: oneshot::Sender<Result<Vec<Attribute>, NetlinkError>>,
 }
 
 impl Client {
-    /// Opens the netlink socket and its thread.
-    pub fn start() -> io::Result<Client> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There is no thread or no netlink to be had.
+    pub fn start(asker: Asker) -> io::Result<Client> {
         let (jobs, queue) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let (connection, handle, _) = {
-            let _reactor = runtime.enter();
-            genetlink::new_connection()?
+        let thread = std::thread::Builder::new().name("netlink".into());
+        match asker {
+            Asker::Helper => thread.spawn(move || serve_by_helper(queue))?,
+            Asker::Here => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+                let (connection, handle, _) = {
+                    let _reactor = runtime.enter();
+                    genetlink::new_connection()?
+                };
+                thread.spawn(move || {
+                    runtime.block_on(async {
+                        tokio::spawn(connection);
+                        serve(handle, queue).await;
+                    });
+                })?
+            }
         };
-        std::thread::Builder::new().name("netlink".into()).spawn(move || {
-            runtime.block_on(async {
-                tokio::spawn(connection);
-                serve(handle, queue).await;
-            });
-        })?;
         Ok(Client { jobs })
     }
 
@@ -113,15 +135,16 @@ impl Client {
         self.ask(Message { command: Command::DISCONNECT, attributes }, vec![], patience).await.map(drop)
     }
 
-    /// Has the device node removed at the next DISCONNECT, if it still bears this identifier.
-    pub async fn destroy_on_disconnect(
+    /// Changes what the driver does by itself with a device, if it still bears this identifier.
+    pub async fn client_flags(
         &self,
         index: Index,
-        backend: &str,
+        backend: Option<&str>,
+        flags: ClientFlags,
         patience: Duration,
     ) -> Result<(), NetlinkError> {
-        let flags = [Attribute::ClientFlags(ClientFlags::DESTROY_ON_DISCONNECT)];
-        self.ask(reconfigure(index, Some(backend), flags), vec![], patience).await.map(drop)
+        let flags = [Attribute::ClientFlags(flags)];
+        self.ask(reconfigure(index, backend, flags), vec![], patience).await.map(drop)
     }
 
     /// Gives a device, if it still bears this identifier, a connection for a dead one. Where none is dead the
@@ -181,7 +204,7 @@ impl Client {
     ) -> Result<Vec<Attribute>, NetlinkError> {
         let gone = || NetlinkError::Broken("the netlink thread ended".into());
         let (answer, wait) = oneshot::channel();
-        self.jobs.send(Job { message, _sockets: sockets, answer }).map_err(|_| gone())?;
+        self.jobs.send(Job { message, sockets, answer }).map_err(|_| gone())?;
         match tokio::time::timeout(patience, wait).await {
             Ok(answer) => answer.map_err(|_| gone())?,
             Err(_) => Err(NetlinkError::Deadline(patience)),
@@ -227,7 +250,37 @@ async fn serve(mut handle: GenetlinkHandle, mut queue: mpsc::UnboundedReceiver<J
     }
 }
 
-async fn exchange(handle: &mut GenetlinkHandle, message: Message) -> Result<Vec<Attribute>, NetlinkError> {
+/// One that has ended, however, is succeeded when it is needed next.
+fn serve_by_helper(mut queue: mpsc::UnboundedReceiver<Job>) {
+    let mut helper: Option<Helper> = None;
+    while let Some(job) = queue.blocking_recv() {
+        // See above.
+        if job.answer.is_closed() {
+            continue;
+        }
+        let started = match helper.take() {
+            Some(running) => Ok(running),
+            None => Helper::start(),
+        };
+        let asked = started.and_then(|running| {
+            let answer = running.exchange(&job.message, &job.sockets)?;
+            helper = Some(running);
+            Ok(answer)
+        });
+        let ended = |error: io::Error| Err(NetlinkError::Broken(format!("the process that asks: {error}")));
+        let answer = asked.unwrap_or_else(ended);
+        let undo = made(job.message.command, &answer);
+        // Nobody has waited for a device that was made so late.
+        if let (Err(_), Some(undo), Some(running)) = (job.answer.send(answer), undo, &helper) {
+            let _ = running.exchange(&undo, &[]);
+        }
+    }
+}
+
+pub(super) async fn exchange(
+    handle: &mut GenetlinkHandle,
+    message: Message,
+) -> Result<Vec<Attribute>, NetlinkError> {
     let (command, index) = (message.command, index_of(&message));
     let broken = |error: &dyn std::error::Error| NetlinkError::Broken(error.to_string());
     match handle.resolve_family::<Message>().await {
@@ -253,7 +306,7 @@ async fn exchange(handle: &mut GenetlinkHandle, message: Message) -> Result<Vec<
     Ok(attributes)
 }
 
-fn index_of(message: &Message) -> Option<Index> {
+pub(super) fn index_of(message: &Message) -> Option<Index> {
     message.attributes.iter().find_map(|attribute| match attribute {
         Attribute::Index(number) => Index::new(*number).ok(),
         _ => None,
@@ -261,42 +314,5 @@ fn index_of(message: &Message) -> Option<Index> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connect_leaves_nothing_to_the_drivers_memory() {
-        let wish = Connect {
-            index: None,
-            size: 4096,
-            block_size: 512,
-            timeout: Duration::from_secs(10),
-            dead_connection_timeout: Duration::ZERO,
-            server_flags: 1,
-            backend: "x".into(),
-            sockets: vec![],
-        };
-        let sent = connect_attributes(&wish);
-        for always in [
-            Attribute::BlockSizeBytes(512),
-            Attribute::Timeout(10),
-            Attribute::DeadConnTimeout(0),
-            Attribute::ServerFlags(1),
-            Attribute::BackendIdentifier("x".into()),
-        ] {
-            assert!(sent.contains(&always), "{always:?}");
-        }
-        assert!(!sent.iter().any(|attribute| matches!(attribute, Attribute::Index(_))));
-        let named = Connect { index: Index::new(7).ok(), ..wish };
-        assert!(connect_attributes(&named).contains(&Attribute::Index(7)));
-    }
-
-    #[tokio::test]
-    async fn a_kernel_without_the_driver_or_with_it_answers_in_time() {
-        let client = Client::start().unwrap();
-        match client.status(Duration::from_secs(10)).await {
-            Ok(_) | Err(NetlinkError::NoFamily) => {}
-            Err(other) => panic!("{other}"),
-        }
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;

@@ -71,6 +71,10 @@ impl Command {
 pub struct ClientFlags(pub u64);
 
 impl ClientFlags {
+    /// Nothing of the kind.
+    pub const NONE: ClientFlags = ClientFlags(0);
+    /// Disconnect when the last one who has the device open closes it.
+    pub const DISCONNECT_ON_CLOSE: ClientFlags = ClientFlags(2);
     /// Remove the device node altogether once it is detached.
     pub const DESTROY_ON_DISCONNECT: ClientFlags = ClientFlags(1);
 }

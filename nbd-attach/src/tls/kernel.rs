@@ -26,7 +26,7 @@ pub enum KernelTlsError {
     /// A part of it is missing.
     #[error(
         "the kernel cannot encrypt by {cipher:?}: its module is missing (gcm and aes for AES-GCM, chacha20poly1305 \
-         for ChaCha20)"
+         and chacha for ChaCha20)"
     )]
     NoCipher {
         /// What was agreed on with the server.
@@ -50,14 +50,32 @@ pub enum KernelTlsError {
 }
 
 /// What the kernel encrypts with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cipher {
-    /// What was agreed on.
-    pub suite: CipherSuite,
+    /// What was agreed on, by the name that TLS has for it.
+    name: String,
     /// Records that may be sent with one key, if there is a limit worth minding. Peers renew their keys
     /// then, which the kernel's driver does not understand.
     pub records_max: Option<u64>,
 }
+
+impl Cipher {
+    /// One that was agreed on.
+    #[must_use]
+    pub fn named(name: String) -> Cipher {
+        let records_max = (!name.contains(CHACHA20)).then_some(AES_GCM_RECORDS);
+        Cipher { name, records_max }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+/// In the names of the ciphers whose keys do not wear out.
+const CHACHA20: &str = "CHACHA20";
 
 /// AES-GCM is safe for 2^24.5 full records with a key (RFC 8446, section 5.5); GnuTLS and rustls stop at 2^24.
 const AES_GCM_RECORDS: u64 = 1 << 24;
@@ -83,17 +101,13 @@ pub fn hand_over<S: AsFd>(stream: TlsStream<RecordReader<S>>) -> Result<(S, Ciph
     })?;
     set(&socket, sockopt::TcpTlsTx, version, cipher, tx)?;
     set(&socket, sockopt::TcpTlsRx, version, cipher, rx)?;
-    Ok((socket, Cipher { suite: cipher, records_max: records_max(cipher) }))
-}
-
-fn records_max(suite: CipherSuite) -> Option<u64> {
-    (!is_chacha20(suite)).then_some(AES_GCM_RECORDS)
+    Ok((socket, Cipher::named(format!("{cipher:?}"))))
 }
 
 /// Whether its keys do not wear out.
 pub(super) fn is_chacha20(suite: CipherSuite) -> bool {
     // Three of TLS 1.2 and one of 1.3, which rustls tells apart from the others by their names only.
-    format!("{suite:?}").contains("CHACHA20")
+    format!("{suite:?}").contains(CHACHA20)
 }
 
 fn set(
@@ -167,6 +181,10 @@ fn gcm_nonce(iv: &[u8]) -> Option<([u8; 4], [u8; 8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn records_max(suite: CipherSuite) -> Option<u64> {
+        Cipher::named(format!("{suite:?}")).records_max
+    }
 
     #[test]
     fn only_some_ciphers_wear_out() {

@@ -129,7 +129,7 @@ fn what_cannot_be_encrypted(scene: &Scene) -> Result<()> {
     serve(&mut vm, "server", 10809, "/tmp/disk")?;
     let mut refused = |command: &str, part: &str| -> Result<()> {
         let finished = vm.try_run(command)?;
-        ensure!(finished.code == 1 && finished.output.contains(part), "{command}: {finished:?}");
+        ensure!(finished.code == 6 && finished.output.contains(part), "{command}: {finished:?}");
         ensure!(vm.run("nbd-attach status --json")? == "[]");
         Ok(())
     };

@@ -75,7 +75,7 @@ fn a_keeper_that_is_told_to_end_leaves_the_device(scene: &Scene) -> Result<()> {
     serve(&mut vm, "server", "/tmp/disk")?;
     let device = attach(&mut vm, "keeper")?;
     vm.kill("keeper", Signal::Term)?;
-    ensure!(vm.wait_exit("keeper")? == 0, "{}", vm.log("keeper"));
+    ensure!(vm.wait_exit("keeper")? == 11, "{}", vm.log("keeper"));
     ensure!(vm.log("keeper").contains("stays attached"), "{}", vm.log("keeper"));
     vm.run(&format!("dd if=/dev/zero of={device} bs=4k count=1 conv=fsync && nbd-attach detach {device}"))?;
     vm.power_off().map(drop)

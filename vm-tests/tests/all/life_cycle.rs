@@ -14,9 +14,9 @@ fn serve(vm: &mut Vm, name: &str, file: &str) -> Result<()> {
     vm.wait_for(name, "nbd+unix:").map(drop)
 }
 
-fn refused(vm: &mut Vm, command: &str, part: &str) -> Result<()> {
+fn refused(vm: &mut Vm, command: &str, code: i32, part: &str) -> Result<()> {
     let finished = vm.try_run(command)?;
-    ensure!(finished.code == 1 && finished.output.contains(part), "{command}: {finished:?}");
+    ensure!(finished.code == code && finished.output.contains(part), "{command}: {finished:?}");
     Ok(())
 }
 
@@ -50,18 +50,18 @@ fn the_same_id_is_the_same_device(scene: &Scene) -> Result<()> {
     ensure!(vm.run("nbd-attach status --json | grep -o '\"device\"' | wc -l")? == "1");
     let json = vm.run(&format!("{attach} --json 2>/dev/null"))?;
     ensure!(json.contains(r#""device":"/dev/nbd0""#) && json.contains(r#""id":"data""#), "{json}");
-    refused(&mut vm, "nbd-attach attach --id data nbd://127.0.0.1/other", "bears the id data already")?;
-    refused(&mut vm, &format!("{attach} --device nbd5"), "leave --device away")?;
-    refused(&mut vm, "nbd-attach status nothing", "nothing is not attached")?;
+    refused(&mut vm, "nbd-attach attach --id data nbd://127.0.0.1/other", 10, "bears the id data already")?;
+    refused(&mut vm, &format!("{attach} --device nbd5"), 10, "leave --device away")?;
+    refused(&mut vm, "nbd-attach status nothing", 3, "nothing is not attached")?;
     ensure!(vm.run("nbd-attach status data | grep -c data")? == "1");
     ensure!(vm.run("nbd-attach udev nbd0p3")?.contains("NBD_ATTACH_ID=data"));
     vm.run("nbd-attach detach data")?;
-    refused(&mut vm, "nbd-attach detach data", "data is not attached")?;
+    refused(&mut vm, "nbd-attach detach data", 3, "data is not attached")?;
     ensure!(vm.run(&format!("{attach} 2>/dev/null"))? == "/dev/nbd0");
     // What was remembered may be lost, not what the kernel knows.
     vm.run("rm -r /run/nbd-attach")?;
     ensure!(vm.run(&format!("{attach} 2>/dev/null"))? == "/dev/nbd0");
-    refused(&mut vm, "nbd-attach keep data", "what was remembered of it is lost")?;
+    ensure!(vm.run("nbd-attach status data --json")?.contains(r#""id":"data""#));
     vm.run("nbd-attach detach data").map(drop)
 }
 
@@ -172,15 +172,29 @@ fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()
         }
     }
     println!("the slowest detach took {worst:?}");
+    Ok(())
+}
 
-    // A Unix socket that only the kernel has, and for ever: then only the server can end it, and is named.
+on_both_kernels!(a_driver_that_is_held_up_keeps_nobody_from_ending, Ours);
+/// A Unix socket that only the kernel has, and for ever: only the server can end it, and is named.
+fn a_driver_that_is_held_up_keeps_nobody_from_ending(scene: &Scene) -> Result<()> {
+    let mut vm = scene.vm().boot()?;
+    vm.run("truncate -s 64M /tmp/disk")?;
     serve(&mut vm, "server", "/tmp/disk")?;
     vm.run(&format!("nbd-attach attach --timeout 0 '{URI}'"))?;
     vm.kill("server", Signal::Stop)?;
     vm.run("dd if=/dev/zero of=/dev/nbd0 bs=1M count=24 >/dev/null 2>&1 & usleep 500000")?;
     let pid = vm.run("cat /run/spawn/server.pid")?;
-    refused(&mut vm, "nbd-attach detach --force nbd0", &format!("`kill -9 {pid}` ends"))?;
-    vm.run(&format!("kill -9 {pid}; until [ ! -e /sys/block/nbd0/pid ]; do usleep 10000; done")).map(drop)
+    refused(&mut vm, "nbd-attach detach --force nbd0", 5, &format!("`kill -9 {pid}` ends"))?;
+    // While the driver is held up, others end, too; and what they have asked for and given up is taken back.
+    vm.run("truncate -s 16M /tmp/other")?;
+    let other = vm.serve("other", "--state-dir /run/state /tmp/other")?;
+    let late = vm.try_run(&format!("nbd-attach attach '{other}'"))?;
+    ensure!(late.code == 1 && late.output.contains("did not answer within"), "{late:?}");
+    vm.run(&format!("kill -9 {pid}; while pidof nbd-attach; do usleep 10000; done"))?;
+    let left = vm.run("ls -d /sys/block/nbd*/pid 2>/dev/null || true")?;
+    ensure!(left.is_empty(), "{left}");
+    Ok(())
 }
 
 on_both_kernels!(growth_is_noticed, Nbdkit, Ours);

@@ -1,9 +1,12 @@
-//! Proves that devices under `--keep` come through whatever happens to their servers and the network: killed, ended,
-//! paused, cut off, at random, while ext4, xfs and bare devices are exercised and verified, with one connection and with four, in the
-//! clear and encrypted. No operation fails and no byte is wrong.
+//! Proves that devices under `--keep` come through whatever happens to their servers, the network and their keepers:
+//! servers are killed, ended, paused, cut off, replaced for a while, moved to another address, given other certificates and
+//! larger disks; keepers are killed together with them, and the place of their records is full. Meanwhile ext4, xfs and bare
+//! devices are exercised and verified, with one connection and with four, in the clear and encrypted. No operation fails, no
+//! byte is wrong, and after each disturbance `status` says that all is well.
 //!
-//! `NBD_VM_STORMS` says how many disturbances there are (default: one of each kind), `NBD_VM_DISTURBANCE` that all are
-//! of one kind.
+//! `NBD_VM_STORMS` says how many disturbances there are: of the first ten each is of another kind, later ones are drawn at
+//! random. `NBD_VM_DISTURBANCE` says that all are of one kind. A hundred rounds on each kernel:
+//! `NBD_VM_STORMS=100 cargo test -p vm-tests a_storm`.
 
 use std::env;
 
@@ -14,11 +17,17 @@ use vm_tests::{Chance, DISK, Fs, PKI, Scene, Signal, Vm, on_both_kernels};
 const TIMEOUT: u64 = 2;
 /// Seconds that a pause or a cut lasts: longer than that.
 const ABSENCE: u64 = 4;
-const KINDS: [&str; 4] = ["kill", "end", "pause", "cut"];
+const KINDS: [&str; 10] =
+    ["kill", "keeper", "replace", "rotate", "move", "cut", "full", "grow", "pause", "end"];
+/// Of which an ordinary run takes so many, in this order.
+const ORDINARY: usize = 6;
+/// What a disk grows by.
+const GROWTH: u64 = 4 << 20;
 /// Bytes of a target that are exercised.
 const SIZE: u64 = 6 << 20;
 const NEAR: &str = "10.1.0.1/24";
-const FAR: &str = "10.1.0.2";
+/// Where the servers can be; their name leads to one of them.
+const FAR: [&str; 2] = ["10.1.0.2", "10.1.0.3"];
 const SERVERS: [(&str, u16, &str); 2] = [
     ("plain", 10809, ""),
     ("tls", 10810, "--tls-cert /run/pki/server-cert.pem --tls-key /run/pki/server-key.pem"),
@@ -53,17 +62,27 @@ const TARGETS: [Target; 5] = [
 const STEPS: u64 = 200;
 
 impl Target {
-    /// Attaches it, and starts to exercise it.
-    fn begin(&self, vm: &mut Vm, seed: u64) -> Result<()> {
-        let Target { name, server, on, connections } = self;
+    /// Attaches it, or takes it over from an earlier keeper.
+    fn keep(&self, vm: &mut Vm, life: usize) -> Result<()> {
+        let Target { name, server, connections, .. } = self;
         let port = SERVERS[*server].1;
         let scheme = if *server == 0 { "nbd" } else { "nbds" };
         let tls = format!("--tls-certificates {PKI} --tls-hostname localhost");
         let tls = if *server == 0 { "" } else { &tls };
-        let options = format!("--keep --id {name} --timeout {TIMEOUT} --connections {connections} {tls}");
-        let keeper = format!("keeper-{name}");
-        vm.spawn(&keeper, &format!("exec nbd-attach attach {options} {scheme}://{FAR}:{port}/{name}"))?;
-        let line = vm.wait_for(&keeper, "/dev/nbd")?;
+        let waits = "--growth-interval 1";
+        let options =
+            format!("--keep {waits} --id {name} --timeout {TIMEOUT} --connections {connections} {tls}");
+        vm.spawn(
+            &format!("keeper-{name}-{life}"),
+            &format!("exec nbd-attach attach {options} {scheme}://far:{port}/{name}"),
+        )
+    }
+
+    /// Attaches it, and starts to exercise it.
+    fn begin(&self, vm: &mut Vm, seed: u64) -> Result<()> {
+        let Target { name, on, .. } = self;
+        self.keep(vm, 0)?;
+        let line = vm.wait_for(&format!("keeper-{name}-0"), "/dev/nbd")?;
         let device =
             line.split_whitespace().find(|word| word.starts_with("/dev/nbd")).context("no device")?;
         let device = device.trim_end_matches(':').to_owned();
@@ -105,46 +124,129 @@ fn far_away(vm: &mut Vm) -> Result<()> {
     vm.run("until [ $(readlink /proc/$(cat /run/spawn/network.pid)/ns/net) != $(readlink /proc/self/ns/net) ]; do usleep 1000; done")?;
     vm.run("ip link set veth0 netns $(cat /run/spawn/network.pid)")?;
     vm.run(&format!("ip addr add {NEAR} dev near && ip link set near up"))?;
-    let there = format!("ip addr add {FAR}/24 dev veth0 && ip link set veth0 up && ip link set lo up");
-    vm.run(&format!("nsenter -t $(cat /run/spawn/network.pid) -n sh -c '{there}'")).map(drop)
+    let [first, second] = FAR;
+    let there = format!(
+        "ip addr add {first}/24 dev veth0 && ip addr add {second}/24 dev veth0 && ip link set veth0 up && ip link set lo up"
+    );
+    vm.run(&format!("nsenter -t $(cat /run/spawn/network.pid) -n sh -c '{there}'"))?;
+    name_leads_to(vm, 0)
 }
 
-fn serve(vm: &mut Vm, life: usize) -> Result<()> {
+/// Which of the addresses the servers' name leads to.
+fn name_leads_to(vm: &mut Vm, address: usize) -> Result<()> {
+    vm.run(&format!("printf '127.0.0.1 localhost\\n{} far\\n' >/etc/hosts", FAR[address])).map(drop)
+}
+
+/// How things are.
+#[derive(Default)]
+struct State {
+    /// Servers that there were.
+    life: usize,
+    /// Keepers of each target that there were.
+    keepers: usize,
+    /// Where the servers are.
+    address: usize,
+    /// How often the disks have grown.
+    grown: u64,
+}
+
+/// Starts the servers, on the disks or on others of the same names.
+fn serve(vm: &mut Vm, state: &State, disks: &str) -> Result<()> {
     for (server, (name, port, keys)) in SERVERS.iter().enumerate() {
         let exports = TARGETS.iter().filter(|target| target.server == server);
-        let exports: Vec<String> = exports.map(|target| format!("{0}=/tmp/{0}", target.name)).collect();
-        let words =
-            format!("--listen {FAR}:{port} {keys} --state-dir /run/state-{name} {}", exports.join(" "));
-        let server = format!("{name}-{life}");
+        let exports: Vec<String> = exports.map(|target| format!("{0}={disks}/{0}", target.name)).collect();
+        let words = format!(
+            "--listen {}:{port} {keys} --state-dir /run/state-{name} {}",
+            FAR[state.address],
+            exports.join(" ")
+        );
+        let server = format!("{name}-{}", state.life);
         vm.spawn(&server, &format!("exec nsenter -t $(cat /run/spawn/network.pid) -n nbd-server {words}"))?;
         vm.wait_for(&server, "listening")?;
     }
     Ok(())
 }
 
-fn signal(vm: &mut Vm, life: usize, signal: Signal) -> Result<()> {
-    SERVERS.iter().try_for_each(|(name, ..)| vm.kill(&format!("{name}-{life}"), signal))
+fn signal(vm: &mut Vm, state: &State, signal: Signal) -> Result<()> {
+    SERVERS.iter().try_for_each(|(name, ..)| vm.kill(&format!("{name}-{}", state.life), signal))
 }
 
-fn gone(vm: &mut Vm, life: usize) -> Result<()> {
-    SERVERS.iter().try_for_each(|(name, ..)| vm.wait_exit(&format!("{name}-{life}")).map(drop))
+/// Ends the servers; the next ones have other names.
+fn end(vm: &mut Vm, state: &mut State, how: Signal) -> Result<()> {
+    signal(vm, state, how)?;
+    SERVERS.iter().try_for_each(|(name, ..)| vm.wait_exit(&format!("{name}-{}", state.life)).map(drop))?;
+    state.life += 1;
+    Ok(())
 }
 
-fn disturb(vm: &mut Vm, kind: &str, life: &mut usize) -> Result<()> {
+fn disturb(vm: &mut Vm, kind: &str, state: &mut State) -> Result<()> {
     match kind {
         "pause" => {
-            signal(vm, *life, Signal::Stop)?;
+            signal(vm, state, Signal::Stop)?;
             vm.run(&format!("sleep {ABSENCE}"))?;
-            signal(vm, *life, Signal::Cont)
+            return signal(vm, state, Signal::Cont);
         }
-        "cut" => vm.run(&format!("ip link set near down; sleep {ABSENCE}; ip link set near up")).map(drop),
-        _ => {
-            signal(vm, *life, if kind == "kill" { Signal::Kill } else { Signal::Term })?;
-            gone(vm, *life)?;
-            *life += 1;
-            serve(vm, *life)
+        "cut" => {
+            return vm.run(&format!("ip link set near down; sleep {ABSENCE}; ip link set near up")).map(drop);
         }
+        "end" => end(vm, state, Signal::Term)?,
+        "keeper" => {
+            vm.run("kill -9 $(pidof nbd-attach)")?;
+            end(vm, state, Signal::Kill)?;
+            state.keepers += 1;
+            TARGETS.iter().try_for_each(|target| target.keep(vm, state.keepers))?;
+        }
+        "full" => {
+            vm.run("dd if=/dev/zero of=/run/nbd-attach/fill bs=4k 2>/dev/null; true")?;
+            end(vm, state, Signal::Kill)?;
+        }
+        "rotate" => {
+            vm.make_pki()?;
+            end(vm, state, Signal::Kill)?;
+        }
+        "grow" => {
+            state.grown += 1;
+            let size = DISK + state.grown * GROWTH;
+            end(vm, state, Signal::Kill)?;
+            TARGETS.iter().try_for_each(|Target { name, .. }| {
+                vm.run(&format!("truncate -s {size} /tmp/{name}")).map(drop)
+            })?;
+        }
+        "replace" => {
+            end(vm, state, Signal::Kill)?;
+            // Other disks of the same size.
+            let size = DISK + state.grown * GROWTH;
+            vm.run(&format!(
+                "mkdir /tmp/old; for disk in ext4 xfs bare vault fio; do truncate -s {size} /tmp/old/$disk; done"
+            ))?;
+            serve(vm, state, "/tmp/old")?;
+            vm.run(&format!("sleep {ABSENCE}"))?;
+            end(vm, state, Signal::Kill)?;
+            vm.run("rm -r /tmp/old")?;
+        }
+        "move" => {
+            end(vm, state, Signal::Kill)?;
+            state.address = 1 - state.address;
+            name_leads_to(vm, state.address)?;
+        }
+        _ => end(vm, state, Signal::Kill)?,
     }
+    serve(vm, state, "/tmp")
+}
+
+/// Waits until `status` says that every device is well, and is as large as its disk.
+fn until_all_is_well(vm: &mut Vm, state: &State) -> Result<()> {
+    let (count, size) = (TARGETS.len(), DISK + state.grown * GROWTH);
+    let counted = |what: &str| format!("[ $(echo \"$seen\" | grep -o '{what}' | wc -l) = {count} ]");
+    let well = [
+        counted("\"state\":\"up\""),
+        counted("\"keeper\":[0-9]"),
+        counted("\"trouble\":null"),
+        counted(&format!("\"size_bytes\":{size}")),
+    ];
+    let look = format!("seen=$(nbd-attach status --json); if {}; then exit 0; fi", well.join(" && "));
+    vm.run(&format!("for i in $(seq 200); do {look}; usleep 300000; done; nbd-attach status; exit 1"))
+        .map(drop)
 }
 
 /// Waits until every exerciser has got on; one that waits for its device does not.
@@ -161,22 +263,32 @@ on_both_kernels!(a_storm, Ext4, Xfs, Fio, Ours);
 fn a_storm(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();
     let only = env::var("NBD_VM_DISTURBANCE").ok();
-    let count = env::var("NBD_VM_STORMS").ok().and_then(|count| count.parse().ok()).unwrap_or(KINDS.len());
+    let count = env::var("NBD_VM_STORMS").ok().and_then(|count| count.parse().ok()).unwrap_or(ORDINARY);
     let mut vm = scene.vm().module("veth").memory_mib(2048).boot()?;
     vm.make_pki()?;
     far_away(&mut vm)?;
     for Target { name, .. } in &TARGETS {
         vm.run(&format!("truncate -s {DISK} /tmp/{name}"))?;
     }
-    let mut life = 0;
-    serve(&mut vm, life)?;
+    // A place for records that can be filled without harm to the guest.
+    vm.run("mkdir /run/nbd-attach && mount -t tmpfs -o size=256k none /run/nbd-attach")?;
+    let mut state = State::default();
+    serve(&mut vm, &state, "/tmp")?;
     for target in &TARGETS {
         target.begin(&mut vm, chance.draw())?;
     }
     for number in 0..count {
-        let kind = only.as_deref().unwrap_or(KINDS[number % KINDS.len()]);
-        disturb(&mut vm, kind, &mut life).with_context(|| format!("disturbance {number}, {kind}"))?;
-        until_all_go_on(&mut vm).with_context(|| format!("after disturbance {number}, {kind}"))?;
+        let drawn = if number < KINDS.len() {
+            number
+        } else {
+            usize::try_from(chance.within(0..KINDS.len() as u64))?
+        };
+        let kind = only.as_deref().unwrap_or(KINDS[drawn]);
+        let what = || format!("disturbance {number}, {kind}, seed {}", chance.seed());
+        disturb(&mut vm, kind, &mut state).with_context(what)?;
+        until_all_go_on(&mut vm).with_context(what)?;
+        vm.run("rm -f /run/nbd-attach/fill")?;
+        until_all_is_well(&mut vm, &state).with_context(what)?;
     }
     vm.run("touch /run/stop")?;
     for Target { name, on, .. } in &TARGETS {
@@ -188,8 +300,8 @@ fn a_storm(scene: &Scene) -> Result<()> {
             vm.run(&format!("umount /mnt/{name}"))?;
         }
         vm.run(&format!("nbd-attach detach {name}"))?;
-        ensure!(vm.wait_exit(&format!("keeper-{name}"))? == 0, "{}", vm.log(&format!("keeper-{name}")));
+        ensure!(vm.wait_exit(&format!("keeper-{name}-{0}", state.keepers))? == 0, "{name} is not detached");
     }
     ensure!(!vm.console().contains("I/O error"), "a request failed:\n{}", vm.console());
-    signal(&mut vm, life, Signal::Kill)
+    signal(&mut vm, &state, Signal::Kill)
 }
