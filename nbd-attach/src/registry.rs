@@ -112,10 +112,16 @@ impl Registry {
 
     /// Forgets an attachment that has ended.
     pub fn forget(&self, backend: &str) {
-        if let Some(file) = self.file(backend, "json") {
-            for extension in ["json", "let-go", "hand-over", "keeper"] {
+        if let Some(number) = identifier::number(backend) {
+            // Also what somebody was killed in the midst of writing.
+            let of_it = |path: &PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.strip_prefix(number).is_some_and(|rest| rest.starts_with('.'))
+            };
+            let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+            for path in entries.map(|entry| entry.path()).filter(of_it) {
                 // Somebody else may have been quicker.
-                let _ = fs::remove_file(file.with_extension(extension));
+                let _ = fs::remove_file(path);
             }
         }
         if let Some(old) = self.legacy_record(backend) {

@@ -58,6 +58,7 @@ fn a_record_of_another_attachment_is_none() {
     registry.forget(A);
     assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 2, "a successor's");
     assert!(registry.is_asked(Request::LetGo, B) && !registry.is_asked(Request::LetGo, A));
+    fs::write(registry.file(B, "77.new").unwrap(), "{").unwrap();
     registry.forget(B);
     assert_eq!(fs::read_dir(registry.root()).unwrap().count(), 0);
     assert!(registry.remember(&record("another tool's")).is_err());
