@@ -53,7 +53,7 @@ impl Lane {
     pub async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
         let (done, told) = oneshot::channel();
         if self.shared.join(Write { at, data, done }) {
-            serve(self.shared.clone(), self.share.clone());
+            serve(self.shared.clone(), &self.share);
         }
         told.await.unwrap_or_else(|_| Err(io::Error::other("an I/O thread panicked")))
     }
@@ -87,11 +87,11 @@ impl Shared {
 }
 
 /// Serves the line until it is empty, one batch at a time: between two of them others have their turn.
-fn serve(shared: Arc<Shared>, share: Share) {
+fn serve(shared: Arc<Shared>, share: &Share) {
     let again = share.clone();
     share.begin(move || {
         if Served(&shared).serve() {
-            serve(shared, again);
+            serve(shared, &again);
         }
     });
 }

@@ -258,5 +258,5 @@ fn name(disk: &Path) -> Option<String> {
     let names = ["dm/uuid", "wwid", "device/wwid", "serial", "device/serial", "loop/backing_file"];
     let read = |name: &str| fs::read_to_string(PathBuf::from(disk).join(name)).ok();
     let found = names.iter().filter_map(|name| read(name)).find(|text| !text.trim().is_empty())?;
-    Some(found.trim().split_whitespace().collect::<Vec<_>>().join("_") + ":")
+    Some(found.split_whitespace().collect::<Vec<_>>().join("_") + ":")
 }

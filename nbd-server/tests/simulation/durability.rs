@@ -46,7 +46,7 @@ fn zeroes_and_trims_obey_fua_and_flush() {
             client.write(0, 1024, 7, CommandFlags::FUA);
             world.settle();
             // The same disk, now in the mode under test.
-            let mut world = World::on(world.disk.clone(), mode);
+            let mut world = World::on(&world.disk, mode);
             let mut client = world.connect();
             client.ask(command, 0, 512, CommandFlags::FUA);
             world.settle();

@@ -68,7 +68,7 @@ enum Asked {
 impl Life {
     /// A server in `mode` on a disk of `units` units whose every operation is held.
     pub(crate) fn new(mode: Mode, units: usize, connections: usize) -> Life {
-        let world = World::on(Disk::new(units * UNIT, INITIAL), mode);
+        let world = World::on(&Disk::new(units * UNIT, INITIAL), mode);
         world.disk.hold(|_| true);
         world.disk.split();
         let connections = (0..connections).map(|_| Connection::new(&world, Vec::new())).collect();
@@ -191,7 +191,7 @@ impl Life {
     fn restart(&mut self, happens: impl FnOnce(&Disk, &Stored)) {
         let (disk, stored, mode) = (self.world.disk.clone(), self.world.stored.clone(), self.world.mode());
         self.world = World::after(&disk, stored.clone(), mode);
-        drop(std::mem::replace(&mut self.world, World::on(Disk::new(UNIT, 0), mode)));
+        drop(std::mem::replace(&mut self.world, World::on(&Disk::new(UNIT, 0), mode)));
         disk.abandon();
         happens(&disk, &stored);
         self.world = World::after(&disk, stored, mode);

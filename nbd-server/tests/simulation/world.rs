@@ -60,7 +60,7 @@ pub(crate) type Asked<T> = oneshot::Receiver<T>;
 impl World {
     /// A world whose disk has 64 KiB.
     pub(crate) fn new(mode: Mode) -> World {
-        World::on(Disk::new(64 << 10, 0), mode)
+        World::on(&Disk::new(64 << 10, 0), mode)
     }
 
     /// A server on the same disk as another one that has ended in order: nothing is unstable.
@@ -71,9 +71,9 @@ impl World {
     }
 
     /// A server on a disk that has seen others, of which nothing is known.
-    pub(crate) fn on(disk: Disk, mode: Mode) -> World {
-        let stored = Stored::new(&disk);
-        World::after(&disk, stored, mode)
+    pub(crate) fn on(disk: &Disk, mode: Mode) -> World {
+        let stored = Stored::new(disk);
+        World::after(disk, stored, mode)
     }
 
     /// A server on a disk that has seen others, which stored a record.
