@@ -50,13 +50,19 @@ fn may_come(error: &OpenError) -> bool {
     !matches!(error, OpenError::Tls(_) | OpenError::Different(_))
 }
 
+/// Whether an export with these flags takes so many connections: servers that allow one may let the second
+/// one wait for ever.
+fn may_share(connections: usize, flags: TransmissionFlags) -> Result<(), GeometryError> {
+    if connections > 1 && !flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
+        return Err(GeometryError::SingleConnection);
+    }
+    Ok(())
+}
+
 async fn open_all(config: &AttachConfig, opener: &Opener<'_>) -> Result<Links, AttachError> {
     let first = opener.open(Expected::Anything, OPEN_PATIENCE).await?;
     tracing::debug!("connection 1: {:?}", first.told);
-    if config.connections > 1 && !first.told.export.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
-        // Servers that allow one connection may let the second one wait for ever.
-        return Err(GeometryError::SingleConnection.into());
-    }
+    may_share(config.connections, first.told.export.flags)?;
     let told = first.told.clone();
     let mut opened = vec![first];
     for number in 2..=config.connections {
@@ -97,5 +103,17 @@ impl Links {
             backend: backend.to_owned(),
             sockets: self.sockets.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_connections_must_be_allowed() {
+        assert!(may_share(1, TransmissionFlags::NONE).is_ok());
+        assert!(may_share(4, TransmissionFlags::CAN_MULTI_CONN).is_ok());
+        assert!(matches!(may_share(2, TransmissionFlags::NONE), Err(GeometryError::SingleConnection)));
     }
 }
