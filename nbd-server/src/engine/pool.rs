@@ -46,7 +46,10 @@ struct Queue {
 
 struct Threads {
     state: Mutex<State>,
+    /// There is a job, or there will be none any more.
     changed: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
     /// How many stay although there is nothing to do.
     stay: usize,
 }
@@ -57,15 +60,17 @@ struct State {
     ready: VecDeque<Arc<Mutex<Queue>>>,
     idle: usize,
     closed: bool,
-    threads: Vec<thread::JoinHandle<()>>,
+    /// Threads that have not ended.
     running: usize,
+    /// Threads that were ever started.
     started: usize,
 }
 
 impl Pool {
     /// Starts so many threads.
     pub fn start(threads: usize) -> io::Result<Pool> {
-        let shared = Threads { state: Mutex::default(), changed: Condvar::new(), stay: threads };
+        let (changed, ended) = (Condvar::new(), Condvar::new());
+        let shared = Threads { state: Mutex::default(), changed, ended, stay: threads };
         let pool = Pool { threads: Arc::new(shared) };
         for _ in 0..threads {
             pool.start_thread(&mut pool.threads.lock())?;
@@ -83,18 +88,17 @@ impl Pool {
     pub fn close(&self) {
         let mut state = self.threads.lock();
         state.closed = true;
-        let threads = std::mem::take(&mut state.threads);
-        drop(state);
         self.threads.changed.notify_all();
-        for thread in threads {
-            let _panicked = thread.join();
+        while state.running > 0 {
+            state = self.threads.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn start_thread(&self, state: &mut State) -> io::Result<()> {
         let threads = self.threads.clone();
         let name = format!("io-{}", state.started);
-        state.threads.push(thread::Builder::new().name(name).spawn(move || threads.work())?);
+        // Nobody joins it: one that is not needed any more ends, and leaves nothing behind.
+        thread::Builder::new().name(name).spawn(move || threads.work())?;
         state.started += 1;
         state.running += 1;
         Ok(())
@@ -180,6 +184,7 @@ impl Threads {
                 state.ended(&queue);
             } else if state.closed || state.running > self.stay {
                 state.running -= 1;
+                self.ended.notify_all();
                 return;
             } else {
                 state.idle += 1;
@@ -265,6 +270,21 @@ mod tests {
         }
         drop(hung);
         pool.close();
+    }
+
+    #[test]
+    fn threads_that_are_not_needed_any_more_end() {
+        let pool = Pool::start(2).unwrap();
+        let hung: Vec<_> = (0..10).map(|_| hang(&pool.share(), 1)).collect();
+        for (_, begun) in &hung {
+            begun.recv().expect("it begins");
+        }
+        assert_eq!(pool.threads.lock().running, 10);
+        drop(hung);
+        let mut state = pool.threads.lock();
+        while state.running > 2 {
+            state = pool.threads.ended.wait(state).unwrap();
+        }
     }
 
     #[test]
