@@ -124,24 +124,27 @@ impl Listener {
     }
 }
 
-/// Descriptors beside those of connections: listeners, exports, the runtimes' own.
+/// Descriptors beside those of connections and exports: listeners, the runtimes' own.
 const DESCRIPTORS_SPARE: u64 = 256;
+/// Descriptors of an export at most: its storage, opened for requests and syncs, and its epoch's record.
+const DESCRIPTORS_PER_EXPORT: u64 = 6;
 
-/// Raises the soft limit of descriptors as far as so many connections need it. Programs that wait with
-/// `select(2)` are why it is low; this one does not.
-pub fn make_room(connections_max: usize) {
-    let wanted = connections_max as u64 + DESCRIPTORS_SPARE;
+/// Raises the soft limit of descriptors to the hard one, and warns where so many connections and exports need
+/// more. Programs that wait with `select(2)` are why the soft limit is low; this one does not.
+pub fn raise_descriptor_limit(connections_max: usize, exports: usize) {
+    let wanted = connections_max as u64 + exports as u64 * DESCRIPTORS_PER_EXPORT + DESCRIPTORS_SPARE;
     let raise = || {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        if soft < wanted {
-            setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)?;
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         }
         nix::Result::Ok(hard)
     };
     match raise() {
         Ok(hard) if hard < wanted => tracing::warn!(
             limit = hard,
-            "there may be fewer descriptors (ulimit -Hn) than --max-connections needs"
+            wanted,
+            "there may be fewer descriptors (ulimit -Hn) than --max-connections and the exports need"
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of descriptors"),

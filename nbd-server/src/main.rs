@@ -10,6 +10,7 @@ use nbd_server::config::{Config, Plan, Recording};
 use nbd_server::confine::{self, User};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
+use nbd_server::listen::raise_descriptor_limit;
 use nbd_server::server::{self, Reloader, Sockets};
 
 /// What errors begin with.
@@ -46,6 +47,7 @@ fn run(cli: &Serve, log: &Log) -> anyhow::Result<ExitCode> {
         Some(file) => Plan::read(file)?,
         None => Plan::typed(cli)?,
     };
+    raise_descriptor_limit(plan.globals.connections_max, plan.exports.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let sockets = runtime.block_on(Sockets::open(&plan.globals))?;
     // From here on with no more rights than needed; threads inherit what holds for this one.

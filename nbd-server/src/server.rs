@@ -24,7 +24,7 @@ use crate::buf::{Budget, Pool};
 use crate::config::{Config, DEFAULT_ADDRESS, Globals, resolve};
 use crate::confine::Confined;
 use crate::export::Export;
-use crate::listen::{Listener, make_room};
+use crate::listen::Listener;
 use crate::session::Memory;
 use crate::worker::{Shared, Task};
 use crew::Crew;
@@ -48,7 +48,6 @@ impl Sockets {
     /// # Errors
     /// Where an address means nothing or is taken.
     pub async fn open(globals: &Globals) -> anyhow::Result<Sockets> {
-        make_room(globals.connections_max);
         let listeners = listen(globals).await?;
         let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
         Ok(Sockets { listeners, admin })

@@ -2,6 +2,7 @@
 //! connections, descriptors, ten thousand connections and a thousand half-open ones at once; that the others are
 //! served meanwhile; and that the server recovers when what was taken is given back.
 
+use std::fs::File;
 use std::io::Write;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -189,4 +190,25 @@ fn a_thousand_half_open_connections_are_borne_and_dropped() {
         assert_eq!(socket.until_closed(), b"");
     }
     assert_eq!(Client::connect(server.endpoint()).flush(), WireError::OK);
+}
+
+#[test]
+fn a_thousand_exports_of_files_start_with_a_soft_limit_of_1024_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
+    if hard < 8000 {
+        return tests::tool::skip("needs 8000 descriptors (ulimit -Hn)");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut config = format!("unix = [\"{}\"]\n", dir.path().join("nbd.sock").display());
+    for number in 0..1000 {
+        let path = dir.path().join(format!("{number}.img"));
+        File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("an image");
+        config += &format!("[[export]]\nname = \"{number}\"\nserve = \"{}\"\n", path.display());
+    }
+    let file = dir.path().join("nbd.toml");
+    std::fs::write(&file, config).expect("a configuration");
+    let limited = ["sh", "-c", "ulimit -Sn 1024; exec \"$@\"", "sh"];
+    let server = Server::builder().under(limited).config(&file, 1).start();
+    let mut last = Client::try_connect(server.endpoint(), "999").expect("it is served");
+    assert_eq!(last.write(PLAIN, 0, &[1; 512]), WireError::OK);
 }
