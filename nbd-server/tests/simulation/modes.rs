@@ -219,7 +219,39 @@ fn after_the_poison_is_cleared_the_export_works_with_another_epoch() {
 }
 
 #[test]
-fn what_could_not_be_stored_early_is_stored_after_clearedess() {
+fn after_the_poison_is_cleared_no_description_tells_of_it_again() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    assert!(world.disk.write_back(0, Some(EIO)), "it was in the page cache");
+    client.flush();
+    world.settle();
+    assert!(world.health().poison.is_some());
+    let mut cleared = world.clear_poison();
+    world.settle();
+    assert_eq!(cleared.try_recv(), Ok(Some(true)));
+    client.replies();
+    // Two syncs at once, through two descriptions.
+    world.disk.hold(|op| *op == Op::Sync);
+    let flushes = [512, 1024].map(|at| {
+        client.write(at, 512, 2, NONE);
+        world.settle();
+        client.replies();
+        client.flush()
+    });
+    world.settle();
+    assert_eq!(world.disk.held(), [Op::Sync, Op::Sync]);
+    world.disk.release(1);
+    world.disk.release(0);
+    world.settle();
+    let mut replies = client.replies();
+    replies.sort_by_key(|(cookie, _)| *cookie);
+    assert_eq!(replies, flushes.map(|cookie| (cookie, WireError::OK)));
+}
+
+#[test]
+fn what_could_not_be_written_early_is_written_after_the_poison_is_cleared() {
     let mut world = World::new(Mode::EarlyAck);
     let mut client = world.connect();
     client.write(0, 512, 7, NONE);

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tests::tool::end_of;
 
 /// The crates under test, and what they need of ours.
-const CRATES: [&str; 3] = ["common", "nbd-server", "recording"];
+const CRATES: [&str; 4] = ["common", "logging", "nbd-server", "recording"];
 /// Lives per mode with a planted fault; the ordinary run lives more.
 const SEEDS: &str = "1000";
 /// How long the simulation may take without a fault. With one, three times what it took: one that
