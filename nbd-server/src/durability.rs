@@ -42,7 +42,7 @@ use crate::device::{Device, Extent, Io, Loan, Shape, is_sync_failure, overlaid};
 use dirty_marker::{DirtyMarker, End};
 use early_ack::EarlyAck;
 use epoch::{Epoch, Unstable};
-use group_commit::{GroupCommit, Target};
+use group_commit::{AtOnce, GroupCommit, Target};
 use mode_gate::{ModeGate, Pass};
 use ordering::Ordering;
 
@@ -354,11 +354,12 @@ impl Durability {
 
     async fn sync(&self, receipt: &Receipt, mode: Mode) -> io::Result<()> {
         if mode != Mode::EarlyAck {
-            return self.commit.reach(receipt.target, &*self.storage).await;
+            return self.commit.reach(receipt.target, AtOnce::One, &*self.storage).await;
         }
         // What leaves the cache is written, and counted, after the FLUSH was received.
         self.early.drain_all(&self.commit).await?;
-        self.commit.reach(receipt.target.including(self.commit.target()), &*self.storage).await
+        let target = receipt.target.including(self.commit.target());
+        self.commit.reach(target, AtOnce::One, &*self.storage).await
     }
 
     /// Lets a write-class request in, and decides what its success promises.
@@ -414,7 +415,7 @@ impl Durability {
             self.commit.check_since(begun)?;
         }
         match promise {
-            Promise::Stable => self.commit.reach(target, &*self.storage).await,
+            Promise::Stable => self.commit.reach(target, AtOnce::Several, &*self.storage).await,
             Promise::Written | Promise::Received => Ok(()),
         }
     }
@@ -492,7 +493,7 @@ impl Durability {
 
     async fn drain_and_sync(&self) -> io::Result<()> {
         self.early.drain_all(&self.commit).await?;
-        self.commit.reach(self.commit.target(), &*self.storage).await
+        self.commit.reach(self.commit.target(), AtOnce::One, &*self.storage).await
     }
 
     /// Gives everything that was acknowledged before now to the host, without making it stable.

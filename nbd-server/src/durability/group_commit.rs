@@ -78,6 +78,15 @@ impl Generation {
     }
 }
 
+/// How many syncs may run at once for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AtOnce {
+    /// Itself: a FLUSH covers much, and would only take the disk from the writes that follow it.
+    One,
+    /// As many as the storage has descriptions for: durable writes are short.
+    Several,
+}
+
 /// What a request that waits for a sync does next.
 enum Turn<'a> {
     Done,
@@ -228,11 +237,16 @@ impl GroupCommit {
     }
 
     /// Waits until what the target names is stable, by a sync of `storage` or somebody else's.
-    pub(super) async fn reach(&self, target: Target, storage: &dyn Device) -> io::Result<()> {
-        match self.turn(target)? {
+    pub(super) async fn reach(
+        &self,
+        target: Target,
+        at_once: AtOnce,
+        storage: &dyn Device,
+    ) -> io::Result<()> {
+        match self.turn(target, at_once)? {
             Turn::Done => Ok(()),
             // Boxed, as syncs are rare beside writes and would make every request's future longer.
-            turn => Box::pin(self.take_turns(turn, target, storage)).await,
+            turn => Box::pin(self.take_turns(turn, target, at_once, storage)).await,
         }
     }
 
@@ -240,6 +254,7 @@ impl GroupCommit {
         &'a self,
         mut turn: Turn<'a>,
         target: Target,
+        at_once: AtOnce,
         storage: &dyn Device,
     ) -> io::Result<()> {
         loop {
@@ -252,22 +267,22 @@ impl GroupCommit {
                 Turn::Wait => {
                     // Before the look, so that no change after it is missed.
                     let changed = self.changed.notified();
-                    if matches!(self.lock().turn(target.written), Wanted::Wait) {
+                    if matches!(self.lock().turn(target.written, at_once), Wanted::Wait) {
                         changed.await;
                     }
                 }
             }
-            turn = self.turn(target)?;
+            turn = self.turn(target, at_once)?;
         }
     }
 
-    fn turn(&self, target: Target) -> io::Result<Turn<'_>> {
+    fn turn(&self, target: Target, at_once: AtOnce) -> io::Result<Turn<'_>> {
         let mut state = self.lock();
         let now = self.generation();
         if now != target.generation || now.is_poisoned() {
             return Err(state.refusal());
         }
-        Ok(match state.turn(target.written) {
+        Ok(match state.turn(target.written, at_once) {
             Wanted::Nothing => Turn::Done,
             Wanted::Wait => Turn::Wait,
             Wanted::Sync(sync) => {
@@ -294,11 +309,14 @@ enum Wanted {
 
 impl State {
     /// What makes so many writes stable.
-    fn turn(&self, written: u64) -> Wanted {
+    fn turn(&self, written: u64, at_once: AtOnce) -> Wanted {
         if self.durable.requests >= written {
             return Wanted::Nothing;
         }
         if self.running.iter().flatten().any(|covers| covers.requests >= written) {
+            return Wanted::Wait;
+        }
+        if at_once == AtOnce::One && self.running.iter().any(Option::is_some) {
             return Wanted::Wait;
         }
         self.running.iter().position(Option::is_none).map_or(Wanted::Wait, Wanted::Sync)

@@ -234,12 +234,7 @@ fn after_the_poison_is_cleared_no_description_tells_of_it_again() {
     client.replies();
     // Two syncs at once, through two descriptions.
     world.disk.hold(|op| *op == Op::Sync);
-    let flushes = [512, 1024].map(|at| {
-        client.write(at, 512, 2, NONE);
-        world.settle();
-        client.replies();
-        client.flush()
-    });
+    let writes = [512, 1024].map(|at| client.write(at, 512, 2, CommandFlags::FUA));
     world.settle();
     assert_eq!(world.disk.held(), [Op::Sync, Op::Sync]);
     world.disk.release(1);
@@ -247,7 +242,7 @@ fn after_the_poison_is_cleared_no_description_tells_of_it_again() {
     world.settle();
     let mut replies = client.replies();
     replies.sort_by_key(|(cookie, _)| *cookie);
-    assert_eq!(replies, flushes.map(|cookie| (cookie, WireError::OK)));
+    assert_eq!(replies, writes.map(|cookie| (cookie, WireError::OK)));
 }
 
 #[test]

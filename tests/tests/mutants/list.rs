@@ -65,7 +65,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "if self.durable.requests >= written {" =>
         "if self.durable.requests > 0 {";
     "flush-ignored" "C5" ENGINE:
-        "return self.commit.reach(receipt.target, &*self.storage).await;" =>
+        "return self.commit.reach(receipt.target, AtOnce::One, &*self.storage).await;" =>
         "return self.commit.check();";
     "first-flush-trusts-the-last-server" "C5" COMMIT:
         "written: Written { requests: 1, bytes: 0 }," =>
@@ -74,8 +74,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "let target = self.commit.wrote(bytes);\n        stored?;" =>
         "let target = if promise == Promise::Stable { self.commit.wrote(bytes) } else { Target::default() };\n        stored?;";
     "early-writes-not-covered-by-flush" "C5" ENGINE:
-        "receipt.target.including(self.commit.target())" =>
-        "receipt.target";
+        "let target = receipt.target.including(self.commit.target());" =>
+        "let target = receipt.target;";
     "fua-ignored" "C6" ENGINE:
         "(Mode::Writethrough, _) | (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable," =>
         "(Mode::Writethrough, _) => Promise::Stable, (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Written,";
@@ -128,8 +128,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "let oldest = self.cut(&range).unwrap_or(self.last);" =>
         "self.cut(&range); let oldest = self.last;";
     "flush-does-not-drain" "early C5" ENGINE:
-        "self.early.drain_all(&self.commit).await?;\n        self.commit.reach(receipt" =>
-        "self.commit.reach(receipt";
+        "self.early.drain_all(&self.commit).await?;\n        let target = receipt" =>
+        "let target = receipt";
     "what-bypasses-the-cache-does-not-drain" "early C2" ENGINE:
         "Mode::EarlyAck => self.early.drain(range, &self.commit).await," =>
         "Mode::EarlyAck => { let _ = range; self.commit.check() }";
