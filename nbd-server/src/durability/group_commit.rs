@@ -30,6 +30,8 @@ pub(super) struct GroupCommit {
     generation: AtomicU64,
     /// A sync has ended, or the poison has changed.
     changed: Notify,
+    /// The poison has changed. Apart, so that those who wait for it sleep through all syncs.
+    health_changed: Notify,
 }
 
 struct State {
@@ -105,7 +107,12 @@ impl GroupCommit {
             poison,
         };
         let generation = AtomicU64::new(u64::from(state.poison.is_some()));
-        GroupCommit { state: Mutex::new(state), generation, changed: Notify::new() }
+        GroupCommit {
+            state: Mutex::new(state),
+            generation,
+            changed: Notify::new(),
+            health_changed: Notify::new(),
+        }
     }
 
     /// The times that the export was poisoned and cleared.
@@ -138,7 +145,7 @@ impl GroupCommit {
     /// Resolves when the export is not poisoned.
     pub(super) async fn healthy(&self) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.health_changed.notified();
             if !self.generation().is_poisoned() {
                 return;
             }
@@ -149,7 +156,7 @@ impl GroupCommit {
     /// Resolves when the export is poisoned.
     pub(super) async fn poisoned(&self) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.health_changed.notified();
             if self.generation().is_poisoned() {
                 return;
             }
@@ -179,6 +186,7 @@ impl GroupCommit {
         if state.poison.is_none() {
             state.poison = Some(error.to_string());
             self.generation.fetch_add(1, Release);
+            self.health_changed.notify_waiters();
         }
     }
 
@@ -218,6 +226,7 @@ impl GroupCommit {
             self.generation.fetch_add(1, Release);
         }
         drop(state);
+        self.health_changed.notify_waiters();
         self.changed.notify_waiters();
     }
 
