@@ -49,14 +49,14 @@ pub struct Record {
 /// What a starting server finds out about the storage that a record speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Findings {
-    /// The storage is the same file or device, of the same size.
+    /// The storage is the same file or device, and no smaller.
     pub same_storage: bool,
     /// The host has not been booted since.
     pub same_boot: bool,
     /// The kernel still has what it had in memory about the storage: it was not unmounted, evicted or
     /// detached since, so a failed write-back that nobody was told of is still told.
     pub same_instance: bool,
-    /// Nothing was written to the storage since the clean end.
+    /// Nothing was written to the storage since the clean end, though it may have grown.
     pub unchanged: bool,
 }
 
@@ -74,7 +74,7 @@ pub enum Verdict {
 /// Why an epoch does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The record is of another file or device, or the size differs.
+    /// The record is of another file or device, or of a larger one.
     OtherStorage,
     /// The storage was written to after the server had ended.
     Changed,

@@ -141,20 +141,21 @@ impl RegularFile {
     fn compare(&self, text: &str, was_clean: bool, same_boot: bool) -> Findings {
         // Device numbers are given anew at each boot, and to a file system that is mounted again.
         let same_device = was_clean || !same_boot || number(text, "device") == Some(self.device);
-        if !same_device
-            || number(text, "inode") != Some(self.inode)
-            || number(text, "size") != Some(self.size)
-        {
+        let left_size = number(text, "size");
+        let has_all = left_size.is_some_and(|left| left <= self.size);
+        if !same_device || number(text, "inode") != Some(self.inode) || !has_all {
             return OTHER;
         }
+        // Files are grown while no server runs, and that changes the change time, too.
+        let is_grown = left_size < Some(self.size);
         let same_instance = match word(text, "marked") {
             Some(_) => inode_mark::is_set(&self.file),
             None => self.mount.is_some() && number(text, "mount") == self.mount,
         };
         let changed = word(text, "changed").and_then(|window| window.split_once('-'));
         let changed = changed.and_then(|(from, until)| Some(from.parse().ok()?..=until.parse().ok()?));
-        let unchanged =
-            changed.zip(change_time(&self.file).ok()).is_some_and(|(window, at)| window.contains(&at));
+        let now = change_time(&self.file).ok();
+        let unchanged = is_grown || changed.zip(now).is_some_and(|(window, at)| window.contains(&at));
         Findings { same_storage: true, same_boot, same_instance: same_boot && same_instance, unchanged }
     }
 }
@@ -241,8 +242,8 @@ impl BlockDevice {
     fn compare(&self, text: &str, same_boot: bool) -> Findings {
         let same_disk = self.diskseq.is_some() && number(text, "diskseq") == self.diskseq;
         let same_name = self.name.is_some() && word(text, "name") == self.name.as_deref();
-        let same_size = number(text, "size") == Some(self.size);
-        if !same_size || !(if same_boot { same_disk } else { same_name }) {
+        let has_all = number(text, "size").is_some_and(|left| left <= self.size);
+        if !has_all || !(if same_boot { same_disk } else { same_name }) {
             return OTHER;
         }
         let same_instance = word(text, "marked").is_none() || inode_mark::is_set(&self.file);
