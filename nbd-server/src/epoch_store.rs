@@ -104,7 +104,8 @@ fn find(
 /// What holds for a server that finds `text` as the record.
 fn judge(opened: &Opened<'_>, identity: &Identity, text: Option<&str>, boot: u128) -> Record {
     let path = opened.path.display();
-    let renewed = || Record::unknown(fresh(), boot, opened.mode);
+    // Nothing was acknowledged under a new epoch yet.
+    let renewed = || Record { unstable: Unstable::None, ..Record::unknown(fresh(), boot, opened.mode) };
     let Some(text) = text else { return renewed() };
     let Ok(left) = text.parse::<Record>() else {
         tracing::warn!(%path, "the epoch's record is damaged, or of another version: the epoch is a new one");
@@ -116,7 +117,10 @@ fn judge(opened: &Opened<'_>, identity: &Identity, text: Option<&str>, boot: u12
         Verdict::Keep => left,
         Verdict::Renew(reason) => {
             tracing::warn!(%path, reason = reason.text(), "the epoch is a new one");
-            Record { poison, ..renewed() }
+            // What the last server left in the host's cache is there, and may still be lost.
+            let is_left = !left.clean && found.same_boot && left.unstable > Unstable::None;
+            let unstable = if is_left { Unstable::HostCache } else { Unstable::None };
+            Record { poison, unstable, ..renewed() }
         }
         Verdict::KeepIfSynced => match opened.file.sync_data() {
             Ok(()) => Record { unstable: Unstable::None, ..left },

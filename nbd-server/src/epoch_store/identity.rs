@@ -241,7 +241,8 @@ impl BlockDevice {
 
     fn compare(&self, text: &str, same_boot: bool) -> Findings {
         let same_disk = self.diskseq.is_some() && number(text, "diskseq") == self.diskseq;
-        let same_name = self.name.is_some() && word(text, "name") == self.name.as_deref();
+        // Some disks have none, and are known by their size alone.
+        let same_name = word(text, "name") == self.name.as_deref();
         let has_all = number(text, "size").is_some_and(|left| left <= self.size);
         if !has_all || !(if same_boot { same_disk } else { same_name }) {
             return OTHER;
