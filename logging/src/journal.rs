@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-/// Whether standard error leads to the journal (`JOURNAL_STREAM` in systemd.exec(5)).
+/// Tells whether standard error leads to the journal (`JOURNAL_STREAM` in systemd.exec(5)).
 pub(crate) fn is_stderr() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     let Some((device, inode)) = named.as_deref().and_then(|named| named.split_once(':')) else {

@@ -34,18 +34,18 @@ pub use print::{announce, complain, print};
 use repeats::{Format, Repeats};
 use sink::Sink;
 
-/// How to log.
+/// The settings of a log.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// What is logged; `RUST_LOG` decides where this is none, and `info` where that is not set either.
+    /// The least urgent level that is logged. Without it `RUST_LOG` decides, and `info` where that is not set either.
     pub level: Option<LevelFilter>,
-    /// How lines look.
+    /// Text or JSON.
     pub look: Look,
-    /// Whether lines begin with the time. The journal has its own.
+    /// Lines may begin with the time. The journal has its own.
     pub time: Time,
 }
 
-/// How lines look.
+/// The form of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
     /// For people.
@@ -54,7 +54,7 @@ pub enum Look {
     Json,
 }
 
-/// Whether lines have the time.
+/// The time at the beginning of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Time {
     /// They do.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// How long last words wait for somebody to take them.
+/// Time that the last lines of a process have to be taken.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a pipe takes at once if it takes anything (`PIPE_BUF`).
 const AT_ONCE_MAX: usize = 4096;

@@ -21,6 +21,8 @@ const NAME: &str = "user.nbd-server.epoch";
 const RECORD_MAX: usize = 2048;
 /// How long storing the last record of a server may take, in nanoseconds.
 const WINDOW: u64 = 50_000_000;
+/// The longest time between two readings of the clock that stamps files, in nanoseconds (`CONFIG_HZ=100`).
+const TICK: u64 = 10_000_000;
 
 /// The attribute of a file, through a description that nothing else uses.
 pub(super) struct Attribute {
@@ -64,9 +66,8 @@ impl Attribute {
             // file is changed, so the record does not say that it can be told.
             return self.set(&format!("{} {words}", Record { clean: false, ..record.clone() }));
         }
-        while coarse_now() <= until {
-            thread::sleep(Duration::from_nanos(until - from));
-        }
+        // Once, and not until the clock says so: it may be set back.
+        thread::sleep(Duration::from_nanos(WINDOW + TICK));
         Ok(())
     }
 
