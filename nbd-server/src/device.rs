@@ -152,6 +152,12 @@ pub trait Backend: Send + Sync + 'static {
     /// be told once: called again, this may succeed although they are. `sync` numbers the syncs that may run
     /// at once, and each number is used once at a time.
     async fn flush(&self, sync: usize) -> io::Result<()>;
+    /// Stores the data and makes it stable with everything before it. Of a failure of the second half,
+    /// [`is_sync_failure`] is true.
+    async fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> io::Result<()> {
+        self.write(at, data).await?;
+        self.flush(sync).await.map_err(sync_failure)
+    }
     /// Makes `len` bytes read as zero without writing them, or fails with
     /// [`io::ErrorKind::Unsupported`] having changed nothing that a write of zeroes does not fix;
     /// with [`Speed::Fast`](common::command::Speed::Fast), having changed nothing at all.
@@ -189,6 +195,8 @@ pub trait Device: Send + Sync {
     fn write_many(&self, pieces: Vec<Piece>) -> Io<'_, ()>;
     /// See [`Backend::flush`].
     fn flush(&self, sync: usize) -> Io<'_, ()>;
+    /// See [`Backend::write_and_flush`].
+    fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> Io<'_, ()>;
     /// Makes `len` bytes read as zero. Fails with [`io::ErrorKind::Unsupported`] only if it must be
     /// fast and cannot.
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()>;
@@ -224,6 +232,13 @@ pub trait Layer: Send + Sync + 'static {
     /// See [`Device::flush`].
     fn flush<'a>(&'a self, below: &'a dyn Device, sync: usize) -> Io<'a, ()> {
         below.flush(sync)
+    }
+    /// See [`Backend::write_and_flush`]. Passed on as what it is only by a layer that changes neither half.
+    fn write_and_flush<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, sync: usize) -> Io<'a, ()> {
+        Box::pin(async move {
+            self.write(below, at, data).await?;
+            self.flush(below, sync).await
+        })
     }
     /// See [`Device::zero`].
     fn zero<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64, how: Zeroing) -> Io<'a, ()> {

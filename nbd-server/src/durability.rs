@@ -21,16 +21,15 @@ mod dirty_marker;
 mod early_ack;
 pub mod epoch;
 mod group_commit;
+mod mode;
 mod mode_gate;
 mod ordering;
 mod write_cache;
 
-use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,59 +46,13 @@ use mode_gate::{ModeGate, Pass};
 use ordering::Ordering;
 
 pub use early_ack::EarlyLimits;
+pub use mode::Mode;
 pub use ordering::{Client, Receipt};
 
 /// How long an export must be quiet before its dirty marker is removed, and between attempts to store
 /// a record that could not be stored. A busy export stores its marker once; one that wakes up now and
 /// then stores two records per pause of this length.
 const QUIET_AFTER: Duration = Duration::from_secs(5);
-
-/// What the server may acknowledge before data is safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Mode {
-    /// Every write is on stable storage before its reply
-    Writethrough,
-    /// Reply when the write is done; FLUSH and FUA make it durable
-    Writeback,
-    /// Reply when the write is received; errors surface at the next FLUSH or FUA
-    EarlyAck,
-    /// FLUSH and FUA are ignored: any crash of the host may destroy the file system
-    Unsafe,
-}
-
-impl Mode {
-    /// How the export's description names the mode to clients.
-    #[must_use]
-    pub fn description(self) -> &'static str {
-        match self {
-            Mode::Writethrough => "durability=writethrough",
-            Mode::Writeback => "durability=writeback",
-            Mode::EarlyAck => "durability=early-ack",
-            Mode::Unsafe => "durability=unsafe (UNSAFE: FLUSH and FUA are ignored)",
-        }
-    }
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Mode, String> {
-        <Mode as clap::ValueEnum>::from_str(text, false).map_err(|_| {
-            format!("{text:?} is no durability mode: say writethrough, writeback, early-ack or unsafe")
-        })
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Writethrough => "writethrough",
-            Mode::Writeback => "writeback",
-            Mode::EarlyAck => "early-ack",
-            Mode::Unsafe => "unsafe",
-        })
-    }
-}
 
 /// Time, as the background work of an export sees it: the seam through which a simulation controls it.
 pub trait Clock {
@@ -309,11 +262,11 @@ impl Durability {
         Box::pin(async move {
             receipt.turn().await;
             let (pass, promise) = self.enter(fua, self.early.takes(data.len())).await;
-            let done = if promise == Promise::Received {
-                self.early.insert(at, data, &self.commit).await
-            } else {
-                let range = at..at + data.len() as u64;
-                self.store(&pass, promise, range, || self.storage.write(at, data)).await
+            let range = at..at + data.len() as u64;
+            let done = match promise {
+                Promise::Received => self.early.insert(at, data, &self.commit).await,
+                Promise::Written => self.store(&pass, promise, range, || self.storage.write(at, data)).await,
+                Promise::Stable => self.write_stable(&pass, at, data).await,
             };
             self.leave(pass, done).await
         })
@@ -418,6 +371,27 @@ impl Durability {
             Promise::Stable => self.commit.reach(target, AtOnce::Several, &*self.storage).await,
             Promise::Written | Promise::Received => Ok(()),
         }
+    }
+
+    /// Writes and makes it stable: in one go where no sync runs that it could share.
+    async fn write_stable(&self, pass: &Pass<'_>, at: u64, data: IoBuf) -> io::Result<()> {
+        let range = at..at + data.len() as u64;
+        self.prepare(pass, range.clone()).await?;
+        let begun = self.commit.generation();
+        let Some(lead) = self.commit.begin_alone()? else {
+            return self.store(pass, Promise::Stable, range, || self.storage.write(at, data)).await;
+        };
+        let done = self.storage.write_and_flush(at, data, lead.sync).await;
+        // One that succeeded need not be counted: nobody has to make it stable any more.
+        if done.is_err() {
+            self.commit.wrote(range.end - range.start);
+        }
+        match &done {
+            Err(error) if !is_sync_failure(error) => lead.cancel(),
+            done => lead.finish(done.as_ref().copied()),
+        }
+        done?;
+        self.commit.check_since(begun)
     }
 
     /// Ends a request; a failure that poisons the export gets its epoch before it is told.
@@ -525,7 +499,7 @@ impl Durability {
         self.commit.tell_old_errors(&*self.storage).await;
         // Before anything can fail that this loss is not about.
         self.marker.mark_instance();
-        self.commit.clear_poison(losses);
+        self.commit.clear_poison();
         tracing::warn!(
             export = self.name,
             cause,

@@ -67,6 +67,10 @@ impl Backend for BlockBackend {
         self.storage.flush(sync).await
     }
 
+    async fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> io::Result<()> {
+        self.storage.write_and_flush(at, data, sync).await
+    }
+
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
         let by_parts = self.storage.direct.as_ref().is_some_and(|direct| !direct.is_whole(at, len));
         let sectors = Sectors::inside(at, len, self.sector).filter(|_| !by_parts);

@@ -66,6 +66,10 @@ impl Backend for FileBackend {
         self.storage.flush(sync).await
     }
 
+    async fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> io::Result<()> {
+        self.storage.write_and_flush(at, data, sync).await
+    }
+
     async fn zero(&self, at: u64, len: u64, how: Zeroing) -> io::Result<()> {
         if self.storage.direct.as_ref().is_some_and(|direct| !direct.is_whole(at, len)) {
             return Err(io::ErrorKind::Unsupported.into());

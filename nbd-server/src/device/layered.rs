@@ -33,6 +33,10 @@ impl Device for Layered {
         self.layer.flush(&*self.below, sync)
     }
 
+    fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> Io<'_, ()> {
+        self.layer.write_and_flush(&*self.below, at, data, sync)
+    }
+
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {
         self.layer.zero(&*self.below, at, len, how)
     }

@@ -47,6 +47,10 @@ impl<B: Backend> Device for Leaf<B> {
         Box::pin(async move { self.0.flush(sync).await.map_err(sync_failure) })
     }
 
+    fn write_and_flush(&self, at: u64, data: IoBuf, sync: usize) -> Io<'_, ()> {
+        Box::pin(self.0.write_and_flush(at, data, sync))
+    }
+
     fn zero(&self, at: u64, len: u64, how: Zeroing) -> Io<'_, ()> {
         Box::pin(async move {
             match self.0.zero(at, len, how).await {

@@ -83,7 +83,7 @@ impl Generation {
 /// How many syncs may run at once for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AtOnce {
-    /// Itself: a FLUSH covers much, and would only take the disk from the writes that follow it.
+    /// One: a FLUSH covers much, and those that come while it runs share the next one.
     One,
     /// As many as the storage has descriptions for: durable writes are short.
     Several,
@@ -217,11 +217,10 @@ impl GroupCommit {
         }
     }
 
-    /// The operator knows of so many losses: the poison is cleared unless there was another one since.
-    /// Nobody knows what is stable.
-    pub(super) fn clear_poison(&self, losses: u64) {
+    /// The operator knows of the loss. Nobody knows what is stable.
+    pub(super) fn clear_poison(&self) {
         let mut state = self.lock();
-        if self.losses() == losses && state.poison.take().is_some() {
+        if state.poison.take().is_some() {
             state.written.requests += 1;
             self.generation.fetch_add(1, Release);
         }
@@ -271,7 +270,7 @@ impl GroupCommit {
                 Turn::Done => return Ok(()),
                 Turn::Lead(lead) => {
                     let result = storage.flush(lead.sync).await;
-                    lead.finish(result);
+                    lead.finish(result.as_ref().copied());
                 }
                 Turn::Wait => {
                     // Before the look, so that no change after it is missed.
@@ -285,6 +284,16 @@ impl GroupCommit {
         }
     }
 
+    /// Begins a sync that a write brings with it, unless one runs that others might share.
+    pub(super) fn begin_alone(&self) -> io::Result<Option<Lead<'_>>> {
+        let mut state = self.lock();
+        if self.generation().is_poisoned() {
+            return Err(state.refusal());
+        }
+        let is_alone = state.running.iter().all(Option::is_none);
+        Ok(is_alone.then(|| self.lead(&mut state, 0)))
+    }
+
     fn turn(&self, target: Target, at_once: AtOnce) -> io::Result<Turn<'_>> {
         let mut state = self.lock();
         let now = self.generation();
@@ -294,12 +303,15 @@ impl GroupCommit {
         Ok(match state.turn(target.written, at_once) {
             Wanted::Nothing => Turn::Done,
             Wanted::Wait => Turn::Wait,
-            Wanted::Sync(sync) => {
-                let covers = state.written;
-                state.running[sync] = Some(covers);
-                Turn::Lead(Lead { commit: self, sync, covers, ended: false })
-            }
+            Wanted::Sync(sync) => Turn::Lead(self.lead(&mut state, sync)),
         })
+    }
+
+    /// Begins a sync of everything that was written so far.
+    fn lead(&self, state: &mut State, sync: usize) -> Lead<'_> {
+        let covers = state.written;
+        state.running[sync] = Some(covers);
+        Lead { commit: self, sync, covers, ended: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -344,26 +356,32 @@ impl State {
 }
 
 /// The duty to run one sync and tell the others.
-struct Lead<'a> {
+pub(super) struct Lead<'a> {
     commit: &'a GroupCommit,
     /// Its number.
-    sync: usize,
+    pub(super) sync: usize,
     covers: Written,
     ended: bool,
 }
 
 impl Lead<'_> {
-    fn finish(mut self, result: io::Result<()>) {
-        self.end(result);
+    pub(super) fn finish(mut self, result: Result<(), &io::Error>) {
+        self.end(Some(result));
     }
 
-    fn end(&mut self, result: io::Result<()>) {
+    /// The write that was to bring the sync with it failed, so there was none.
+    pub(super) fn cancel(mut self) {
+        self.end(None);
+    }
+
+    fn end(&mut self, result: Option<Result<(), &io::Error>>) {
         self.ended = true;
         let mut state = self.commit.lock();
         state.running[self.sync] = None;
         match result {
-            Ok(()) => state.durable = state.durable.max(self.covers),
-            Err(error) => self.commit.set_poison(&mut state, &error),
+            None => {}
+            Some(Ok(())) => state.durable = state.durable.max(self.covers),
+            Some(Err(error)) => self.commit.set_poison(&mut state, error),
         }
         drop(state);
         self.commit.changed.notify_waiters();
@@ -374,7 +392,7 @@ impl Drop for Lead<'_> {
     fn drop(&mut self) {
         // A sync that was abandoned leaves the others without an answer: nobody knows what it did.
         if !self.ended {
-            self.end(Err(io::Error::other("a sync was abandoned")));
+            self.end(Some(Err(&io::Error::other("a sync was abandoned"))));
         }
     }
 }

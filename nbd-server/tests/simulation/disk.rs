@@ -168,10 +168,12 @@ impl Disk {
         let (units, upto) = (state.units.len(), state.written);
         state.write_back(0..units, upto, fault.is_some());
         state.forget();
+        state.marked = false;
         state.read_from_medium(|possible| *possible.first().expect("something is on the medium"));
     }
 
-    /// The host loses its power and is up again; `choose` says which of the possible contents a unit has.
+    /// The host loses its power and is up again; `choose` says which of the possible contents a unit has. The
+    /// mark may look the same after it: a block device's sequence number can be the one that it had before.
     pub(crate) fn power_cut(&self, choose: impl FnMut(&BTreeSet<u8>) -> u8) {
         let mut state = self.lock();
         state.forget();
@@ -332,7 +334,7 @@ impl Disk {
 
 impl State {
     fn forget(&mut self) {
-        (self.errors, self.seen, self.marked) = (0, true, false);
+        (self.errors, self.seen) = (0, true);
         self.cursors.fill(0);
     }
 

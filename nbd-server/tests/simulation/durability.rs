@@ -257,6 +257,50 @@ fn a_request_that_was_received_before_a_loss_fails_after_the_poison_is_cleared()
 }
 
 #[test]
+fn a_flush_that_waited_while_a_loss_came_and_was_cleared_fails() {
+    let mut world = World::new(Mode::Writeback);
+    let (mut old, mut beside) = (world.connect(), world.connect());
+    beside.write(4096, 512, 1, NONE);
+    world.disk.hold(|op| matches!(op, Op::Write(0, 512)));
+    old.write(0, 512, 1, NONE);
+    world.settle();
+    old.vanish();
+    world.settle();
+    let mut new = world.connect();
+    let waits = new.flush();
+    world.settle();
+    assert_eq!(new.replies(), [], "what the old connection left under way comes first");
+    world.disk.fail(is_sync, EIO);
+    beside.flush();
+    world.settle();
+    world.disk.heal();
+    let mut cleared = world.clear_poison();
+    world.settle();
+    assert_eq!(cleared.try_recv(), Ok(Some(true)));
+    world.disk.release(0);
+    world.settle();
+    assert_eq!(new.replies(), [(waits, WireError::EIO)], "what was lost had been written before it");
+}
+
+#[test]
+fn a_durable_write_that_fails_makes_nothing_else_durable() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    world.disk.fail(|op| matches!(op, Op::Write(..)), Fault::Errno(28));
+    let full = client.write(4096, 512, 2, CommandFlags::FUA);
+    world.settle();
+    world.disk.heal();
+    let flush = client.flush();
+    world.settle();
+    let expected = [WireError::OK, WireError::ENOSPC, WireError::OK];
+    assert_eq!(client.replies().into_iter().map(|(_, error)| error).collect::<Vec<_>>(), expected);
+    assert!(full < flush);
+    assert_eq!((world.disk.byte(0), world.disk.syncs()), ((1, 1), 1));
+}
+
+#[test]
 fn a_new_connection_waits_for_what_an_ended_one_left_under_way() {
     for command in [CommandType::READ, CommandType::FLUSH, CommandType::WRITE] {
         let mut world = World::new(Mode::Writeback);

@@ -196,3 +196,33 @@ fn nothing_acknowledged_is_lost_when_clients_leave_and_the_server_stops() {
     assert!(world.close().expect("it ends").is_ok());
     assert_eq!((world.disk.byte(0), world.disk.byte(512)), ((1, 1), (2, 2)));
 }
+
+#[test]
+fn a_batch_that_a_failed_sync_has_lost_is_written_again() {
+    let mut world = World::new(Mode::EarlyAck);
+    let mut client = world.connect();
+    client.write(0, 512, 7, NONE);
+    world.settle();
+    world.disk.split();
+    world.disk.hold(is_write);
+    world.pass_time();
+    // The kernel has the batch in its page cache, and the server has not heard of that yet.
+    world.disk.release(0);
+    world.settle();
+    assert_eq!(world.disk.byte(0), (7, 0));
+    assert_eq!(world.disk.held(), [Op::Deliver]);
+    world.disk.hold(|_| false);
+    world.disk.fail(|op| *op == Op::Sync, Fault::Errno(5));
+    let durable = client.write(4096, 512, 8, CommandFlags::FUA);
+    world.settle();
+    assert!(client.replies().contains(&(durable, WireError::EIO)));
+    world.disk.release(0);
+    world.disk.heal();
+    world.settle();
+    let _cleared = world.clear_poison();
+    world.settle();
+    let flush = client.flush();
+    world.settle();
+    assert_eq!(client.replies(), [(flush, WireError::OK)]);
+    assert_eq!((world.health().dirty_bytes, world.disk.byte(0)), (0, (7, 7)));
+}

@@ -187,6 +187,21 @@ fn a_killed_server_keeps_its_epoch_unless_it_held_data_itself() {
 }
 
 #[test]
+fn a_server_after_a_killed_one_notices_that_the_kernel_lost_something() {
+    for mode in [Mode::Writeback, Mode::Unsafe] {
+        let mut world = World::new(mode);
+        let mut client = world.connect();
+        let epoch = world.epoch();
+        client.write(0, 512, 1, NONE);
+        world.settle();
+        assert!(world.disk.write_back(0, Some(EIO)), "it was in the page cache");
+        let next = World::after(&world.disk, world.stored.clone(), mode);
+        assert_ne!(next.epoch(), epoch, "{mode:?}");
+        assert!(next.health().poison.is_some(), "{mode:?}");
+    }
+}
+
+#[test]
 fn after_the_poison_is_cleared_the_export_works_with_another_epoch() {
     for mode in [Mode::Writethrough, Mode::Writeback, Mode::EarlyAck] {
         let mut world = World::new(mode);

@@ -86,7 +86,7 @@ impl Stored {
     /// Whether a server that would start after a power cut could have this epoch.
     pub(crate) fn may_survive_power_cut(&self, epoch: u64) -> bool {
         let state = self.lock();
-        let after = |left| after(Some(left), state.boot + 1, false, u64::MAX, Mode::Writeback, || Ok(()));
+        let after = |left| after(Some(left), state.boot + 1, true, u64::MAX, Mode::Writeback, || Ok(()));
         state.durable.iter().any(|left| after(left).epoch == epoch)
     }
 
@@ -107,8 +107,7 @@ fn after(
     let renewed = Record::unknown(fresh, boot, mode);
     let Some(left) = left else { return renewed };
     let same_boot = left.boot == boot;
-    let found =
-        Findings { same_storage: true, same_boot, same_instance: same_boot && is_marked, unchanged: true };
+    let found = Findings { same_storage: true, same_boot, same_instance: is_marked, unchanged: true };
     let kept = Record { clean: false, boot, mode, ..left.clone() };
     match start(left, found) {
         Verdict::Keep => kept,

@@ -59,8 +59,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "overlay.apply(at, &mut buf);" =>
         "self.early.overlay(&(at..at + buf.len() as u64)).apply(at, &mut buf);";
     "sync-covers-what-came-after-it-began" "C5" COMMIT:
-        "Ok(()) => state.durable = state.durable.max(self.covers)," =>
-        "Ok(()) => state.durable = state.written,";
+        "Some(Ok(())) => state.durable = state.durable.max(self.covers)," =>
+        "Some(Ok(())) => state.durable = state.written,";
     "flush-answered-by-any-sync" "C5" COMMIT:
         "if self.durable.requests >= written {" =>
         "if self.durable.requests > 0 {";
@@ -88,6 +88,15 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "writethrough-writes-back" "mode 1" ENGINE:
         "(Mode::Writethrough, _) | (Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable," =>
         "(Mode::Writethrough, Fua::No) => Promise::Written, (Mode::Writethrough | Mode::Writeback | Mode::EarlyAck, Fua::Yes) => Promise::Stable,";
+    "failed-durable-write-taken-for-a-sync" "C5 C6" ENGINE:
+        "Err(error) if !is_sync_failure(error) => lead.cancel()," =>
+        "Err(error) if !is_sync_failure(error) => lead.finish(Ok(())),";
+    "failed-sync-of-a-durable-write-forgotten" "E1" ENGINE:
+        "Err(error) if !is_sync_failure(error) => lead.cancel()," =>
+        "Err(_) => lead.cancel(),";
+    "durable-write-begins-despite-a-loss" "C11 E1" ENGINE:
+        "done?;\n        self.commit.check_since(begun)" =>
+        "let _ = begun;\n        done";
     "failed-sync-forgotten" "E1" COMMIT:
         "Err(error) => self.commit.set_poison(&mut state, &error)," =>
         "Err(_) => {}";
@@ -109,9 +118,6 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
     "a-batch-that-a-sync-lost-is-dropped" "C11 E3" EARLY:
         "match result.and_then(|()| commit.check_since(begun)) {" =>
         "let _ = begun;\n            match result {";
-    "a-clearing-clears-what-the-operator-has-not-seen" "E1" COMMIT:
-        "if self.losses() == losses && state.poison.take().is_some() {" =>
-        "let _ = losses;\n        if state.poison.take().is_some() {";
     "a-clearing-that-waited-clears-the-next-loss" "E1" ENGINE:
         "if losses != seen {" =>
         "if false && losses != seen {";
