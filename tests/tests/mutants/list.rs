@@ -98,8 +98,8 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "done?;\n        self.commit.check_since(begun)" =>
         "let _ = begun;\n        done";
     "failed-sync-forgotten" "E1" COMMIT:
-        "Err(error) => self.commit.set_poison(&mut state, &error)," =>
-        "Err(_) => {}";
+        "Some(Err(error)) => self.commit.set_poison(&mut state, error)," =>
+        "Some(Err(_)) => {}";
     "two-syncs-of-one-description-at-a-time" "C11" COMMIT:
         "let result = storage.flush(lead.sync).await;" =>
         "let result = storage.flush(0).await;";
