@@ -234,6 +234,33 @@ fn after_the_poison_is_cleared_the_export_works_with_another_epoch() {
 }
 
 #[test]
+fn an_operator_who_waited_for_another_one_does_not_clear_the_next_loss() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    world.disk.fail(|op| *op == Op::Sync, EIO);
+    client.write(0, 512, 1, NONE);
+    client.flush();
+    world.settle();
+    assert!(world.health().poison.is_some());
+    world.disk.heal();
+    // The first one has cleared it and is about to put that on record.
+    world.disk.hold(|op| *op == Op::Persist);
+    let (mut one, mut other) = (world.clear_poison(), world.clear_poison());
+    world.settle();
+    assert_eq!((world.health().poison, world.disk.held()), (None, vec![Op::Persist]));
+    world.disk.fail(|op| *op == Op::Sync, EIO);
+    client.write(0, 512, 2, NONE);
+    client.flush();
+    world.settle();
+    world.disk.heal();
+    world.disk.hold(|_| false);
+    world.disk.release(0);
+    world.settle();
+    assert_eq!((one.try_recv(), other.try_recv()), (Ok(Some(true)), Ok(Some(false))));
+    assert!(world.health().poison.is_some(), "nobody has seen this loss");
+}
+
+#[test]
 fn after_the_poison_is_cleared_no_description_tells_of_it_again() {
     let mut world = World::new(Mode::Writeback);
     let mut client = world.connect();
