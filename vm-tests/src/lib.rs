@@ -38,6 +38,7 @@ pub use pki::PKI;
 pub use remains::Remains;
 pub use scene::Scene;
 pub use server::HostServer;
+pub use slot::RUN_TIMES;
 pub use steps::{Counters, DISK, Fs};
 pub use vm::{CommandFailed, Finished, Signal, Vm};
 

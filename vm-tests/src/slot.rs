@@ -2,6 +2,7 @@
 //! emulated machine that gets half a processor misses deadlines which have nothing to do with what is tested.
 
 use std::fs::{self, File, TryLockError};
+use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,22 @@ use crate::paths;
 /// The right to run one machine; given back when dropped.
 pub(crate) struct Slot {
     _lock: File,
+    since: Instant,
 }
+
+impl Drop for Slot {
+    /// Notes how long the machine ran, and for which test, where a run wants to know.
+    fn drop(&mut self) {
+        let Some(path) = std::env::var_os(RUN_TIMES) else { return };
+        let (test, seconds) = (thread::current(), self.since.elapsed().as_secs_f64());
+        let line = format!("{seconds:.1} {}\n", test.name().unwrap_or("(another thread)"));
+        let file = File::options().append(true).create(true).open(path);
+        let _only_a_table = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+}
+
+/// The file to which the run time of each machine is appended: seconds, and the name of the test.
+pub const RUN_TIMES: &str = "NBD_VM_RUN_TIMES";
 
 const SLOTS_DEFAULT: usize = 2;
 /// A wait longer than this is worth a word to whoever wonders.
@@ -30,7 +46,7 @@ pub(crate) fn take() -> Result<Slot> {
         for number in 0..count.max(1) {
             let file = File::create(directory.join(number.to_string()))?;
             match file.try_lock() {
-                Ok(()) => return Ok(Slot { _lock: file }),
+                Ok(()) => return Ok(Slot { _lock: file, since: Instant::now() }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error).context("cannot lock a machine slot"),
             }

@@ -16,6 +16,7 @@ mod janitor;
 mod kernels;
 mod run;
 mod test;
+mod times;
 
 use std::process::ExitCode;
 

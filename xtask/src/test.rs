@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::install;
 use crate::run::{cargo, visibly};
+use crate::times::Times;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,21 +21,33 @@ pub(crate) struct Args {
 
 /// `cargo xtask test`
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut times = Times::default();
+    let done = all(args, &mut times);
+    eprintln!("== time\n{times}");
+    done
+}
+
+fn all(args: &Args, times: &mut Times) -> Result<()> {
     if !args.no_install {
-        install::everything()?;
+        times.part("installing", install::everything)?;
     }
-    step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    licences()?;
-    if args.cargo_test.is_empty() {
-        step("tests", test().args(["--workspace", "--exclude", "vm-tests"]))?;
-        let machines = std::thread::available_parallelism().map_or(MACHINES_MIN, |cpus| cpus.get() + 1);
-        let machines = machines.to_string();
-        let mut tests = test();
-        tests.args(["--package", "vm-tests", "--", "--test-threads", &machines]);
-        return step("tests in virtual machines", tests.env("NBD_VM_SLOTS", &machines));
+    step("format", times, cargo().args(["fmt", "--all", "--check"]))?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    step("lints", times, cargo().args(lints))?;
+    licences(times)?;
+    if !args.cargo_test.is_empty() {
+        return tests("tests", times, test().arg("--workspace").args(&args.cargo_test));
     }
-    step("tests", test().arg("--workspace").args(&args.cargo_test))
+    let native = tests("tests", times, test().args(["--workspace", "--exclude", "vm-tests"]));
+    let machines = std::thread::available_parallelism().map_or(MACHINES_MIN, |cpus| cpus.get() + 1);
+    let machines = machines.to_string();
+    let mut in_machines = test();
+    in_machines.args(["--package", "vm-tests", "--", "--test-threads", &machines]);
+    let run_times = tempfile::NamedTempFile::new()?;
+    in_machines.env("NBD_VM_SLOTS", &machines).env(vm_tests::RUN_TIMES, run_times.path());
+    let in_machines = tests("tests in virtual machines", times, &mut in_machines);
+    times.machines(&std::fs::read_to_string(run_times.path())?);
+    native.and(in_machines)
 }
 
 /// One more than there are processors: there are tests that wait for a timeout of the kernel's.
@@ -42,21 +55,27 @@ const MACHINES_MIN: usize = 2;
 
 fn test() -> Command {
     let mut test = cargo();
-    test.arg("test").env("NBD_TESTS_STRICT", "1");
+    test.args(["test", "--no-fail-fast"]).env("NBD_TESTS_STRICT", "1");
     test
 }
 
 /// cargo-deny takes minutes to compile, so it is used where it is and never installed; a test holds every crate
 /// against the same `deny.toml`.
-fn licences() -> Result<()> {
+fn licences(times: &mut Times) -> Result<()> {
     if Command::new("cargo-deny").arg("--version").output().is_err() {
         eprintln!("== licences: left to tests/tests/policy.rs, as there is no cargo-deny here");
         return Ok(());
     }
-    step("licences", cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))
+    let checks = ["deny", "--offline", "check", "bans", "licenses", "sources"];
+    step("licences", times, cargo().args(checks))
 }
 
-fn step(name: &str, command: &mut Command) -> Result<()> {
+fn step(name: &str, times: &mut Times, command: &mut Command) -> Result<()> {
     eprintln!("== {name}");
-    visibly(command)
+    times.part(name, || visibly(command))
+}
+
+fn tests(name: &str, times: &mut Times, command: &mut Command) -> Result<()> {
+    eprintln!("== {name}");
+    times.tests(name, command)
 }

@@ -44,8 +44,6 @@ pub struct Plan {
     pub into: Into,
     /// How many of the write class there are, at most [`WRITES`].
     pub writes: usize,
-    /// Whether the server has been quiet for so long that it says so in its record.
-    pub after_rest: bool,
     /// Sent first, without FUA, and awaited. The rest follow with FUA, all at once.
     pub plain: usize,
     /// Sent together with those with FUA.
@@ -60,7 +58,6 @@ const BASE: Plan = Plan {
     name: "",
     into: Into::BothHalves,
     writes: WRITES,
-    after_rest: false,
     plain: 0,
     flushes: 0,
     plain_beside: 0,
@@ -89,10 +86,10 @@ pub const PLANS: &[Plan] = &[
     },
 ];
 
-/// Costs a second and more, so it is not made as often: the first plain write after a rest changes the server's record
-/// while the one write that fails is under way.
-pub const AFTER_REST: Plan =
-    Plan { name: "fua after rest", writes: 2, after_rest: true, plain_beside: 1, ..BASE };
+/// The first round of each trial: the first plain write after a clean start changes the server's record while the one
+/// write that fails is under way.
+pub const AFTER_CLEAN_START: Plan =
+    Plan { name: "fua after a clean start", writes: 2, plain_beside: 1, ..BASE };
 
 /// A request of the write class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

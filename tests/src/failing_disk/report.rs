@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::plan::{Into, PLANS, ROUNDS_MAX};
-use super::trial::{self, Rest, Tallies, Tally, Tried};
+use super::trial::{self, Tallies, Tally, Tried};
 use super::{Cause, Medium, Target};
 use crate::audit::subject::Subject;
 
@@ -52,8 +52,6 @@ pub const STORAGES: &[Storage] = &[
 pub const MODES: &[&str] = &["writethrough", "writeback", "early-ack"];
 /// Other servers.
 pub const PEERS: &[&str] = &["nbdkit", "qemu-nbd"];
-/// One trial in so many begins with a round after a rest.
-const RESTS_EVERY: u64 = 4;
 
 /// What came of one server in one mode on one kind of storage.
 #[derive(Debug)]
@@ -82,14 +80,13 @@ impl Cell {
         };
         let name = if is_ours { format!("ours {server}") } else { server.to_owned() };
         let mut cell = Cell { server: name, storage, is_ours, tallies: Tallies::new() };
-        let (mut made, mut trials) = (0, 0_u64);
+        let mut made = 0;
         while made < rounds {
-            let rest = if trials.is_multiple_of(RESTS_EVERY) { Rest::First } else { Rest::Never };
             let some = ROUNDS_MAX.min(rounds - made);
-            for (plan, tally) in trial::run(storage, tried, some, rest)? {
+            for (plan, tally) in trial::run(storage, tried, some)? {
                 cell.tallies.entry(plan).or_default().add(&tally);
             }
-            (made, trials) = (made + some, trials + 1);
+            made += some;
             seen(made, &cell.total());
         }
         Ok(cell)

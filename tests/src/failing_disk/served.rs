@@ -22,13 +22,21 @@ pub(super) enum Served {
 }
 
 impl Served {
-    /// Ours, with more words on its command line.
+    /// Ours, with more words on its command line, after another one that ended in order: it finds on record that
+    /// everything is stable.
     pub(super) fn ours(disk: &FailingDisk, args: &[&str]) -> Served {
+        let (first, _) = Served::start(disk, args);
+        assert_eq!(first.terminate().code, Some(0), "nothing was lost");
+        let (server, operator) = Served::start(disk, args);
+        Served::Ours { server, operator }
+    }
+
+    fn start(disk: &FailingDisk, args: &[&str]) -> (Server, Operator) {
         let operator = Operator::at(disk.dir().join("admin"));
         let builder = Server::builder().export(disk.path()).unix().args(args);
         let state = disk.dir().join("state");
         let builder = builder.args(&["--state-dir", state.to_str().expect("temporary paths are text")]);
-        Served::Ours { server: operator.of(builder).start(), operator }
+        (operator.of(builder).start(), operator)
     }
 
     /// A peer.

@@ -2,13 +2,11 @@
 //! the medium. An error is always an honest answer here: only a success can be false.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::Result;
 use common::proto::{CommandType, WireError};
 
-use super::plan::{AFTER_REST, IsFua, LEN, PLANS, Plan, ROUNDS_MAX, Request};
+use super::plan::{AFTER_CLEAN_START, IsFua, LEN, PLANS, Plan, ROUNDS_MAX, Request};
 use super::report::Storage;
 use super::served::Served;
 use super::{FailingDisk, HALF};
@@ -17,8 +15,6 @@ use crate::client::{Client, PLAIN};
 
 /// Connections of the rounds that use several.
 const CONNECTIONS: usize = 16;
-/// For so long a server must have nothing to do before it puts on record that everything is stable.
-const REST: Duration = Duration::from_millis(1250);
 
 /// Whose server is tried, and how.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +73,7 @@ impl Tally {
 pub type Tallies = BTreeMap<&'static str, Tally>;
 
 /// Makes a disk, serves it, makes so many rounds (at most [`ROUNDS_MAX`]), cuts the power and looks.
-pub fn run(storage: &Storage, tried: Tried, rounds: u64, rest: Rest) -> Result<Tallies> {
+pub fn run(storage: &Storage, tried: Tried, rounds: u64) -> Result<Tallies> {
     let disk = FailingDisk::failing_by(storage.medium, storage.cause)?;
     let (served, is_writethrough) = match tried {
         Tried::Ours { mode, args } => {
@@ -90,7 +86,7 @@ pub fn run(storage: &Storage, tried: Tried, rounds: u64, rest: Rest) -> Result<T
     let mut trial = Trial { served, is_writethrough, tallies: Tallies::new(), promises: Vec::new() };
     for round in 0..rounds.min(ROUNDS_MAX) {
         let turn = usize::try_from(round)?;
-        let plan = if turn == 0 && rest == Rest::First { &AFTER_REST } else { &PLANS[turn % PLANS.len()] };
+        let plan = if turn == 0 { &AFTER_CLEAN_START } else { &PLANS[turn % PLANS.len()] };
         // Every other time a plan comes up it has one connection.
         let count = if (turn / PLANS.len()).is_multiple_of(2) { CONNECTIONS } else { 1 };
         trial.round(plan, round, &mut clients[..count]);
@@ -115,15 +111,6 @@ pub fn run(storage: &Storage, tried: Tried, rounds: u64, rest: Rest) -> Result<T
     }
     drop((clients, served, disk));
     Ok(tallies)
-}
-
-/// Whether a trial has a round after a rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rest {
-    /// Its first one.
-    First,
-    /// None.
-    Never,
 }
 
 /// A request that was answered as durable.
@@ -151,9 +138,6 @@ impl Trial {
     fn round(&mut self, plan: &'static Plan, round: u64, clients: &mut [Client]) {
         let tally = self.tallies.entry(plan.name).or_default();
         tally.rounds += 1;
-        if plan.after_rest {
-            thread::sleep(REST);
-        }
         let requests: Vec<Request> =
             (0..plan.writes).map(|number| Request::of(plan, round, number)).collect();
         let (first, others) = requests.split_at(plan.plain);
