@@ -17,12 +17,10 @@ mod layered;
 mod leaf;
 
 use std::error::Error;
-use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 
 use common::command::Zeroing;
@@ -113,22 +111,6 @@ impl Piece {
     }
 }
 
-/// A range of a file that can be sent as it is, by whoever can send files.
-///
-/// What is sent is what the file holds then: it may be newer than the request, never older.
-#[derive(Clone)]
-pub struct Loan {
-    /// The file.
-    pub file: Arc<File>,
-    /// The first byte's place in it.
-    pub at: u64,
-    /// How many bytes; at least one.
-    pub len: usize,
-    /// Set by whoever could not send it: the file is read in the ordinary way from then on, which tells
-    /// what is wrong with it.
-    pub failed: Arc<AtomicBool>,
-}
-
 /// Implement to store bytes.
 ///
 /// Ranges are inside the device. Errors are the host's own, lossless.
@@ -173,10 +155,6 @@ pub trait Backend: Send + Sync + 'static {
     async fn extents(&self, _at: u64, len: u64) -> io::Result<Vec<Extent>> {
         Ok(vec![Extent { len, content: Content::Data }])
     }
-    /// The range as part of a file, if it is worth it and nothing would have to be waited for.
-    fn lend(&self, _at: u64, _len: usize) -> Option<Loan> {
-        None
-    }
     /// Brings the range nearer, for reads to come; a wish.
     async fn cache(&self, _at: u64, _len: u64) -> io::Result<()> {
         Ok(())
@@ -205,13 +183,11 @@ pub trait Device: Send + Sync {
     /// What the range is made of, from its beginning: at least one extent, at most about
     /// [`EXTENTS_MAX`]; they may end before the range does.
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>>;
-    /// The range as part of a file, if a read can be had that way.
-    fn lend(&self, at: u64, len: usize) -> Option<Loan>;
     /// Brings the range nearer, for reads to come.
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()>;
 }
 
-/// Implement to change behaviour; every default but that of [`Layer::lend`] passes on.
+/// Implement to change behaviour; every default passes on.
 pub trait Layer: Send + Sync + 'static {
     /// Edits what the device below can do.
     fn shape(&self, below: Shape) -> Shape {
@@ -251,10 +227,6 @@ pub trait Layer: Send + Sync + 'static {
     /// See [`Device::extents`].
     fn extents<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, Vec<Extent>> {
         below.extents(at, len)
-    }
-    /// See [`Device::lend`]. Who changes reads must not lend, so whoever does not says so.
-    fn lend(&self, _below: &dyn Device, _at: u64, _len: usize) -> Option<Loan> {
-        None
     }
     /// See [`Device::cache`].
     fn cache<'a>(&'a self, below: &'a dyn Device, at: u64, len: u64) -> Io<'a, ()> {

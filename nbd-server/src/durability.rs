@@ -37,7 +37,7 @@ use common::command::{Fua, Zeroing};
 use futures::FutureExt;
 
 use crate::buf::IoBuf;
-use crate::device::{Device, Extent, Io, Loan, Shape, is_sync_failure, overlaid};
+use crate::device::{Device, Extent, Io, Shape, is_sync_failure, overlaid};
 use dirty_marker::{DirtyMarker, End};
 use early_ack::EarlyAck;
 use epoch::{Epoch, Unstable};
@@ -241,15 +241,6 @@ impl Durability {
             let overlay = self.early.overlay(&(at..at + len)).ranges();
             Ok(overlaid(at, &self.storage.extents(at, len).await?, overlay))
         })
-    }
-
-    /// The range as part of a file, if a read can be had that way at once.
-    #[must_use]
-    pub fn lend(&self, receipt: &Receipt, at: u64, len: usize) -> Option<Loan> {
-        if self.mode() == Mode::EarlyAck || receipt.must_wait() {
-            return None;
-        }
-        self.storage.lend(at, len)
     }
 
     /// Reads the range ahead.

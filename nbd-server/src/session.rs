@@ -279,7 +279,6 @@ impl<'s, S: Stream> Connection<'s, S> {
             contexts: self.contexts.clone(),
             tap: self.tap.clone(),
             pool: self.memory.pool.clone(),
-            lends: self.stream.lends(),
         };
         let receipt = self.receipt(&incoming.what);
         let request =

@@ -2,11 +2,9 @@
 
 mod company;
 
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context as Cx, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +20,6 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::device::Loan;
 use crate::durability::Clock;
 use crate::engine::drive;
 use crate::engine::seat::Occupied;
@@ -246,14 +243,6 @@ async fn in_time<T>(
 impl<S: AsyncRead + AsyncWrite + Unpin> session::Stream for Adapted<S> {}
 
 impl<S: Plain> session::Stream for Direct<S> {
-    fn lends(&self) -> bool {
-        self.sends_files()
-    }
-
-    fn poll_lend(&mut self, cx: &mut Cx<'_>, loan: &Loan, from: usize) -> Poll<io::Result<usize>> {
-        self.poll_send_file(cx, &loan.file, loan.at + from as u64, loan.len - from)
-    }
-
     fn expect(&mut self, soon: bool) {
         Direct::expect(self, soon);
     }

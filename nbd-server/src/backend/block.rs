@@ -11,7 +11,7 @@ use super::space::punch;
 use super::storage::Storage;
 use super::{Access, Opened};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Loan, Piece, Shape, Support};
+use crate::device::{Backend, Piece, Shape, Support};
 use crate::engine::{Share, ioctl};
 
 /// Serves a block device.
@@ -98,10 +98,6 @@ impl Backend for BlockBackend {
     async fn trim(&self, at: u64, len: u64) -> io::Result<()> {
         let Some(sectors) = Sectors::inside(at, len, self.sector) else { return Ok(()) };
         self.storage.run(move |device| ioctl::discard(device, sectors.at, sectors.len)).await
-    }
-
-    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        self.storage.lend(at, len)
     }
 
     async fn cache(&self, at: u64, len: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ use super::space::{extents, is_full, punch, zero_range};
 use super::storage::Storage;
 use super::{Access, Opened};
 use crate::buf::IoBuf;
-use crate::device::{Backend, Content, Extent, Loan, Piece, Shape, Support};
+use crate::device::{Backend, Content, Extent, Piece, Shape, Support};
 use crate::engine::Share;
 
 /// Serves a regular file, to its last byte.
@@ -113,10 +113,6 @@ impl Backend for FileBackend {
                 all_data()
             }
         }
-    }
-
-    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        self.storage.lend(at, len)
     }
 
     async fn cache(&self, at: u64, len: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -23,11 +23,9 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use super::calls::{read_rest, write_gathered};
 use super::direct::Direct;
 use crate::buf::IoBuf;
-use crate::device::{Loan, Piece, read_failure, sync_failure};
+use crate::device::{Piece, read_failure, sync_failure};
 use crate::engine::{Lane, Ring, Share, inline, inode_mark, ring, seat};
 
-/// Shortest range that is lent.
-const LEND_MIN: usize = 64 << 10;
 /// Bytes that are read ahead at most for one request: what a client then reads in a few of them.
 const AHEAD_MAX: i64 = 64 << 20;
 /// Bytes that are read ahead at a time: the kernel's usual window (`read_ahead_kb`).
@@ -54,8 +52,6 @@ pub(super) struct Storage {
     in_memory: bool,
     /// Bytes that a regular file has.
     file_len: Option<u64>,
-    /// See [`Loan`].
-    lending_failed: Arc<AtomicBool>,
     /// For so many writes more it is held to be slow.
     slow: AtomicU32,
 }
@@ -64,14 +60,13 @@ impl Storage {
     /// Drives `file`, which was just opened.
     pub(super) fn new(file: File, direct: Option<Direct>, share: Share) -> io::Result<Storage> {
         let in_memory = direct.is_none() && inline::is_in_memory(&file);
-        let lending_failed = Arc::new(AtomicBool::new(direct.is_some() || !inline::can_be_sent(&file)));
         let file_len = file.metadata().ok().filter(Metadata::is_file).map(|told| told.len());
         let syncs = if in_memory { 1 } else { SYNCS };
         let others = (1..syncs).map(|_| open_again(&file).map(Arc::new)).collect::<io::Result<_>>()?;
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), share.clone());
         let slow = AtomicU32::new(0);
-        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, lending_failed, slow })
+        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, slow })
     }
 
     /// Syncs that may run at once.
@@ -178,17 +173,6 @@ impl Storage {
             self.slow.store(SLOW_FOR, Relaxed);
         }
         done
-    }
-
-    /// The range for others to send, if it is long enough for that to be cheaper than to copy it, and is
-    /// all in memory.
-    pub(super) fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        if len < LEND_MIN || self.lending_failed.load(Relaxed) {
-            return None;
-        }
-        let is_here = self.in_memory || inline::is_cached(&self.file, at, len);
-        let (file, failed) = (self.file.clone(), self.lending_failed.clone());
-        is_here.then_some(Loan { file, at, len, failed })
     }
 
     /// Has the kernel read the range ahead.

@@ -24,8 +24,6 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
-    libc::SYS_sendfile,
-    451, // cachestat
     libc::SYS_lseek,
     libc::SYS_fsync,
     libc::SYS_fdatasync,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::command::Zeroing;
 
-use super::{Device, Extent, Io, Layer, Loan, Piece, Shape};
+use super::{Device, Extent, Io, Layer, Piece, Shape};
 use crate::buf::IoBuf;
 
 pub(super) struct Layered {
@@ -47,10 +47,6 @@ impl Device for Layered {
 
     fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
         self.layer.extents(&*self.below, at, len)
-    }
-
-    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        self.layer.lend(&*self.below, at, len)
     }
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {

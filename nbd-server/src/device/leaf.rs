@@ -4,7 +4,7 @@ use std::io;
 
 use common::command::{Speed, Zeroing};
 
-use super::{Backend, Content, Device, Extent, Io, Loan, Piece, Shape, Support, give_way, sync_failure};
+use super::{Backend, Content, Device, Extent, Io, Piece, Shape, Support, give_way, sync_failure};
 use crate::buf::IoBuf;
 
 /// Bytes of zeroes written at a time where a backend cannot zero by itself.
@@ -74,10 +74,6 @@ impl<B: Backend> Device for Leaf<B> {
             return Box::pin(self.0.extents(at, len));
         }
         Box::pin(std::future::ready(Ok(vec![Extent { len, content: Content::Data }])))
-    }
-
-    fn lend(&self, at: u64, len: usize) -> Option<Loan> {
-        self.0.lend(at, len)
     }
 
     fn cache(&self, at: u64, len: u64) -> Io<'_, ()> {

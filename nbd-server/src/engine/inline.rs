@@ -2,12 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
 
-use nix::libc;
-use nix::unistd::{SysconfVar, sysconf};
 use rustix::io::{Errno, ReadWriteFlags};
-use rustix::pipe::PipeFlags;
 
 /// Longest read or write that is tried inline: copying more would hold up the worker's other connections
 /// for longer than a hop to a thread costs.
@@ -21,54 +17,6 @@ const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 #[must_use]
 pub fn is_in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|told| IN_MEMORY.contains(&told.f_type))
-}
-
-/// Whether the file system lets sendfile(2) take what a file holds: tried on its first byte, as some do not and
-/// say so only when it is too late to read.
-#[must_use]
-pub fn can_be_sent(file: &File) -> bool {
-    let try_one = || {
-        let (_reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::fs::sendfile(writer, file, Some(&mut 0), 1)
-    };
-    try_one().is_ok()
-}
-
-/// `cachestat(2)`, the same on all architectures.
-const SYS_CACHESTAT: libc::c_long = 451;
-
-/// `struct cachestat_range` and `struct cachestat` of `include/uapi/linux/mman.h`.
-#[repr(C)]
-struct Range {
-    at: u64,
-    len: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct Cached {
-    pages: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
-}
-
-/// Whether the page cache holds all of a range now. Where the kernel cannot tell (before Linux 6.5), it is
-/// said not to.
-#[must_use]
-#[expect(unsafe_code, reason = "the call has no safe wrapper")]
-pub fn is_cached(file: &File, at: u64, len: usize) -> bool {
-    let range = Range { at, len: len as u64 };
-    let mut cached = Cached::default();
-    // SAFETY: the descriptor is open for the whole call; the kernel reads a range, and writes what it knows,
-    // in the layout above.
-    let done =
-        unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut cached, 0) };
-    let Ok(Some(page)) = sysconf(SysconfVar::PAGE_SIZE) else { return false };
-    let page = page.unsigned_abs();
-    let pages = (at + len as u64).div_ceil(page) - at / page;
-    done == 0 && cached.pages == pages
 }
 
 /// Reads what the page cache holds, without ever waiting for the disk.

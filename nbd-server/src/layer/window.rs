@@ -1,7 +1,7 @@
 //! The beginning of a device as a device of its own.
 
 use crate::buf::IoBuf;
-use crate::device::{Device, Io, Layer, Loan, Shape};
+use crate::device::{Device, Io, Layer, Shape};
 
 /// Shows the first bytes of what is below, and no more.
 pub struct Window {
@@ -17,9 +17,5 @@ impl Layer for Window {
 
     fn write_and_flush<'a>(&'a self, below: &'a dyn Device, at: u64, data: IoBuf, sync: usize) -> Io<'a, ()> {
         below.write_and_flush(at, data, sync)
-    }
-
-    fn lend(&self, below: &dyn Device, at: u64, len: usize) -> Option<Loan> {
-        below.lend(at, len)
     }
 }

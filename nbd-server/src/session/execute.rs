@@ -26,8 +26,6 @@ pub(super) struct Around {
     /// Where it is recorded.
     pub(super) tap: Option<Rc<Tap>>,
     pub(super) pool: Arc<Pool>,
-    /// Whether its stream takes data that is lent.
-    pub(super) lends: bool,
 }
 
 /// Runs the request and answers it, whatever happens.

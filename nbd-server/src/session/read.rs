@@ -35,11 +35,6 @@ pub(super) async fn read(span: Span, chunks: Chunks, receipt: &Receipt, around: 
 
 async fn read_all(at: u64, len: u64, receipt: &Receipt, around: &Around) -> io::Result<Data> {
     let (device, len) = (around.export.device(), usize::try_from(len).expect("a READ is bounded"));
-    if around.lends
-        && let Some(loan) = device.lend(receipt, at, len)
-    {
-        return Ok(Data::Lent(loan));
-    }
     Ok(Data::Held(device.read(receipt, at, around.pool.take(len)).await?))
 }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use common::handshake::context::ReplyStyle;
@@ -17,7 +16,6 @@ use common::reply::{
 use super::reply::{Data, Head, Hold, Reply, gather};
 use super::stream::Stream;
 use crate::buf::Grant;
-use crate::device::Loan;
 
 /// The replies of one connection that are ready and not yet sent.
 #[derive(Default)]
@@ -164,15 +162,6 @@ impl Ticket {
     }
 }
 
-/// Has a file read in the ordinary way from now on, unless it was the client that has gone.
-fn blame(loan: &Loan, error: &io::Error) {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
-    if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut) {
-        tracing::warn!(%error, "a file cannot be sent as it is: it is read from now on");
-        loan.failed.store(true, Relaxed);
-    }
-}
-
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.hold.is_some() {
@@ -231,18 +220,11 @@ impl Replies {
             ready!(Pin::new(stream).poll_flush(cx))?;
             return Poll::Pending;
         }
-        let sent = match &queue[0] {
-            Reply { head, data: Data::Lent(loan), .. } if self.sent.get() >= head.bytes().len() => {
-                ready!(stream.poll_lend(cx, loan, self.sent.get() - head.bytes().len()))
-                    .inspect_err(|error| blame(loan, error))?
-            }
-            _ => {
-                let mut slices = gather(&queue);
-                let mut unsent = &mut slices[..];
-                IoSlice::advance_slices(&mut unsent, self.sent.get());
-                ready!(Pin::new(stream).poll_write_vectored(cx, unsent))?
-            }
-        };
+        let mut slices = gather(&queue);
+        let mut unsent = &mut slices[..];
+        IoSlice::advance_slices(&mut unsent, self.sent.get());
+        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, unsent))?;
+        drop(slices);
         drop(queue);
         tracing::trace!(bytes = sent, "sent");
         if sent == 0 {

@@ -6,7 +6,6 @@ use std::io::IoSlice;
 use common::proto::EXTENDED_HEADER_LEN;
 
 use crate::buf::{Grant, IoBuf};
-use crate::device::Loan;
 
 /// Replies gathered into one `sendmsg`; each is one or two slices and the kernel takes 1024.
 const GATHER_MAX: usize = 256;
@@ -39,10 +38,8 @@ const SHORT_MAX: usize = EXTENDED_HEADER_LEN + 8 + 4;
 pub(super) enum Data {
     /// There is none.
     None,
-    /// In our memory.
+    /// This.
     Held(IoBuf),
-    /// Where it is stored.
-    Lent(Loan),
 }
 
 impl Data {
@@ -50,7 +47,6 @@ impl Data {
         match self {
             Data::None => 0,
             Data::Held(data) => data.len(),
-            Data::Lent(loan) => loan.len,
         }
     }
 }
@@ -86,15 +82,13 @@ impl Reply {
     }
 }
 
-/// What can leave in one call: everything up to the first data that is lent.
+/// What can leave in one call.
 pub(super) fn gather(queue: &VecDeque<Reply>) -> Vec<IoSlice<'_>> {
     let mut slices = Vec::with_capacity(2 * queue.len().min(GATHER_MAX));
     for reply in queue.iter().take(GATHER_MAX) {
         slices.push(IoSlice::new(reply.head.bytes()));
-        match &reply.data {
-            Data::None => {}
-            Data::Held(data) => slices.push(IoSlice::new(data)),
-            Data::Lent(_) => break,
+        if let Data::Held(data) = &reply.data {
+            slices.push(IoSlice::new(data));
         }
     }
     slices

@@ -1,18 +1,16 @@
-//! A plain socket as a session sees it: files are sent from where they are, and the next request of a
-//! client that sends one at a time is looked for before the thread sleeps.
+//! A plain socket as a session sees it: the next request of a client that sends one at a time is looked for
+//! before the thread sleeps.
 
-use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::io::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_vsock::VsockStream;
 
@@ -26,54 +24,11 @@ const SOON: u32 = 3;
 const LEAST: Duration = Duration::from_micros(2);
 
 /// A socket of the runtime.
-pub trait Plain: tokio::io::AsyncRead + tokio::io::AsyncWrite + AsFd + Unpin {
-    /// Whether files can be sent through it.
-    const SENDS_FILES: bool;
+pub trait Plain: tokio::io::AsyncRead + tokio::io::AsyncWrite + AsFd + Unpin {}
 
-    /// Does `work`, which sends, once there is room.
-    fn poll_sending(
-        &self,
-        cx: &mut Context<'_>,
-        work: impl FnMut() -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>>;
-}
-
-macro_rules! plain {
-    ($stream:ty) => {
-        impl Plain for $stream {
-            const SENDS_FILES: bool = true;
-
-            fn poll_sending(
-                &self,
-                cx: &mut Context<'_>,
-                mut work: impl FnMut() -> io::Result<usize>,
-            ) -> Poll<io::Result<usize>> {
-                loop {
-                    ready!(self.poll_write_ready(cx))?;
-                    match self.try_io(Interest::WRITABLE, &mut work) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        done => return Poll::Ready(done),
-                    }
-                }
-            }
-        }
-    };
-}
-
-plain!(TcpStream);
-plain!(UnixStream);
-
-impl Plain for VsockStream {
-    const SENDS_FILES: bool = false;
-
-    fn poll_sending(
-        &self,
-        _: &mut Context<'_>,
-        _: impl FnMut() -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
+impl Plain for TcpStream {}
+impl Plain for UnixStream {}
+impl Plain for VsockStream {}
 
 /// A plain socket of one connection.
 pub struct Direct<S> {
@@ -91,28 +46,6 @@ impl<S: Plain> Direct<S> {
     /// The socket.
     pub fn into_inner(self) -> S {
         self.stream.0
-    }
-
-    /// Whether files can be sent through it.
-    pub fn sends_files(&self) -> bool {
-        S::SENDS_FILES
-    }
-
-    /// Sends some of `len` bytes of a file, from its byte `at` on.
-    pub fn poll_send_file(
-        &mut self,
-        cx: &mut Context<'_>,
-        file: &File,
-        at: u64,
-        len: usize,
-    ) -> Poll<io::Result<usize>> {
-        let socket = &self.stream.0;
-        let sent = ready!(socket.poll_sending(cx, || {
-            let mut at = at;
-            Ok(rustix::fs::sendfile(socket, file, Some(&mut at), len)?)
-        }))?;
-        // The file has become shorter.
-        Poll::Ready(if sent > 0 { Ok(sent) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
     }
 
     /// Says whether the next request may come at once.
