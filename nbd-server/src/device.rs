@@ -113,6 +113,9 @@ impl Piece {
     }
 }
 
+/// Reads so many bytes of a file from a place on, where that holds up nobody else.
+pub type Reader = Arc<dyn Fn(u64, usize) -> Pin<Box<dyn Future<Output = io::Result<IoBuf>>>> + Send + Sync>;
+
 /// A range of a file that can be sent as it is, by whoever can send files.
 ///
 /// What is sent is what the file holds then: it may be newer than the request, never older.
@@ -124,6 +127,10 @@ pub struct Loan {
     pub at: u64,
     /// How many bytes; at least one.
     pub len: usize,
+    /// Whether to send it may wait for a disk: its pages may have left the cache.
+    pub may_wait: bool,
+    /// Reads it where it must not be waited for.
+    pub reader: Reader,
     /// Set by whoever could not send it: the file is read in the ordinary way from then on, which tells
     /// what is wrong with it.
     pub failed: Arc<AtomicBool>,

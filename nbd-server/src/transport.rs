@@ -80,7 +80,7 @@ pub enum Stream {
     Vsock(VsockStream),
 }
 
-pub use direct::{Direct, Plain};
+pub use direct::{Direct, Plain, Waiting};
 
 /// A stream of the runtime as a session sees it. Unlike the adapter of tokio-util it passes
 /// vectored writes on: many replies leave in one system call.

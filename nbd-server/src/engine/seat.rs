@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// A thread that has been at one operation for so long serves nobody else for now.
-const STUCK_AFTER: Duration = Duration::from_millis(5);
+pub const STUCK_AFTER: Duration = Duration::from_millis(5);
 
 /// Not at anything.
 const FREE: u64 = u64::MAX;
@@ -74,7 +74,8 @@ impl Seat {
 
     /// Whether all who wait for the thread wait for the same file: one who has not chosen, or has not even
     /// been seen by the thread, does not.
-    fn may_block(&self) -> bool {
+    #[must_use]
+    pub fn may_block(&self) -> bool {
         let connections = self.connections();
         connections > 0 && self.together.load(Relaxed) == connections
     }

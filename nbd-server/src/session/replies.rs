@@ -16,7 +16,7 @@ use common::reply::{
 
 use super::reply::{Data, Head, Hold, Reply, gather};
 use super::stream::Stream;
-use crate::buf::Grant;
+use crate::buf::{Grant, IoBuf};
 use crate::device::Loan;
 
 /// The replies of one connection that are ready and not yet sent.
@@ -33,7 +33,11 @@ pub(super) struct Replies {
     queued_bytes: Cell<usize>,
     /// Nobody is there to read them.
     discarding: Cell<bool>,
+    /// Reads what the first reply was lent and cannot be sent as it is.
+    reading: RefCell<Option<Reading>>,
 }
+
+type Reading = Pin<Box<dyn Future<Output = io::Result<IoBuf>>>>;
 
 /// What goes into the answer of a request that succeeded.
 pub(super) enum Body {
@@ -218,6 +222,7 @@ impl Replies {
     /// Drops the replies that wait and all that come: nobody can read them.
     pub(super) fn discard(&self) {
         self.discarding.set(true);
+        *self.reading.borrow_mut() = None;
         let dropped = std::mem::take(&mut *self.queue.borrow_mut());
         dropped.iter().for_each(|reply| self.release(reply));
         self.queued_bytes.set(0);
@@ -225,6 +230,9 @@ impl Replies {
 
     /// Sends some of what waits; pending when nothing waits or the client does not read.
     pub(super) fn poll_send<S: Stream>(&self, cx: &mut Context<'_>, stream: &mut S) -> Poll<io::Result<()>> {
+        if self.reading.borrow().is_some() {
+            ready!(self.poll_read_loan(cx))?;
+        }
         let queue = self.queue.borrow();
         if queue.is_empty() {
             // An encrypted stream may hold the end of the last reply back.
@@ -233,8 +241,15 @@ impl Replies {
         }
         let sent = match &queue[0] {
             Reply { head, data: Data::Lent(loan), .. } if self.sent.get() >= head.bytes().len() => {
-                ready!(stream.poll_lend(cx, loan, self.sent.get() - head.bytes().len()))
-                    .inspect_err(|error| blame(loan, error))?
+                match ready!(stream.poll_lend(cx, loan, self.sent.get() - head.bytes().len())) {
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                        *self.reading.borrow_mut() = Some((loan.reader)(loan.at, loan.len));
+                        drop(queue);
+                        ready!(self.poll_read_loan(cx))?;
+                        return Poll::Ready(Ok(()));
+                    }
+                    sent => sent.inspect_err(|error| blame(loan, error))?,
+                }
             }
             _ => {
                 let mut slices = gather(&queue);
@@ -249,6 +264,18 @@ impl Replies {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.forget(sent);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Has what the first reply was lent in our memory instead.
+    fn poll_read_loan(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut reading = self.reading.borrow_mut();
+        let Some(under_way) = &mut *reading else { return Poll::Ready(Ok(())) };
+        let read = ready!(under_way.as_mut().poll(cx));
+        *reading = None;
+        if let Some(first) = self.queue.borrow_mut().front_mut() {
+            first.data = Data::Held(read?);
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -14,7 +14,8 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin {
         false
     }
 
-    /// Sends some of a loan, from its byte `from` on, without a copy of ours.
+    /// Sends some of a loan, from its byte `from` on, without a copy of ours. Fails with
+    /// [`io::ErrorKind::ResourceBusy`] where that might hold up others, who share the thread: then it must be read.
     fn poll_lend(&mut self, _cx: &mut Context<'_>, _loan: &Loan, _from: usize) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }

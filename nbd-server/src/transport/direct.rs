@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -75,6 +76,15 @@ impl Plain for VsockStream {
     }
 }
 
+/// Whether what is sent may have to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// It lies in memory.
+    Never,
+    /// It may have to come from a disk.
+    Possible,
+}
+
 /// A plain socket of one connection.
 pub struct Direct<S> {
     stream: Adapted<S>,
@@ -98,18 +108,24 @@ impl<S: Plain> Direct<S> {
         S::SENDS_FILES
     }
 
-    /// Sends some of `len` bytes of a file, from its byte `at` on.
+    /// Sends some of `len` bytes of a file, from its byte `at` on. What may wait for a disk is sent only where that
+    /// holds up nobody else.
     pub fn poll_send_file(
         &mut self,
         cx: &mut Context<'_>,
         file: &File,
-        at: u64,
-        len: usize,
+        range: Range<u64>,
+        waiting: Waiting,
     ) -> Poll<io::Result<usize>> {
-        let socket = &self.stream.0;
+        let (socket, seat) = (&self.stream.0, &self.watch.seat);
+        if waiting == Waiting::Possible && !seat.may_block() {
+            return Poll::Ready(Err(io::ErrorKind::ResourceBusy.into()));
+        }
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let sent = ready!(socket.poll_sending(cx, || {
-            let mut at = at;
-            Ok(rustix::fs::sendfile(socket, file, Some(&mut at), len)?)
+            let mut at = range.start;
+            let (sent, _) = seat.run(|| rustix::fs::sendfile(socket, file, Some(&mut at), len));
+            Ok(sent?)
         }))?;
         // The file has become shorter.
         Poll::Ready(if sent > 0 { Ok(sent) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
