@@ -5,13 +5,17 @@
 
 pub mod message;
 
+use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
 use nix::sys::stat::{Mode as Permissions, umask};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -25,13 +29,15 @@ use message::{Answer, Request, Status};
 
 /// Bytes of one request; the longest has an export's name of 4096 bytes, each of them escaped.
 const REQUEST_MAX: u64 = 32 << 10;
-/// Operators at a time; more wait until one hangs up.
+/// Operators at a time. Who comes when there are so many takes the place of who has said nothing for longest.
 const OPERATORS_MAX: usize = 16;
 
 /// A socket for operators.
 pub struct Admin {
     listener: UnixListener,
     _file: SocketFile,
+    /// A descriptor that makes room for an operator when clients have taken all others.
+    spare: RefCell<Option<OwnedFd>>,
 }
 
 impl Admin {
@@ -42,36 +48,86 @@ impl Admin {
         let socket = unix_socket(path);
         umask(before);
         let (listener, file) = socket?;
-        Ok(Admin { listener, _file: file })
+        let admin = Admin { listener, _file: file, spare: RefCell::default() };
+        admin.keep_spare();
+        Ok(admin)
     }
 
     /// Serves operators for as long as it is polled.
     pub async fn serve(&self, exports: &Registry) -> std::convert::Infallible {
-        let mut operators = FuturesUnordered::new();
+        let mut operators = Operators::default();
         let mut rest = pin!(sleep(Duration::ZERO));
         rest.as_mut().await;
         loop {
             tokio::select! {
                 () = &mut rest, if !rest.is_elapsed() => {}
-                accepted = self.listener.accept(), if rest.is_elapsed() && operators.len() < OPERATORS_MAX => match accepted {
-                    Ok((stream, _)) => operators.push(converse(stream, exports)),
+                accepted = self.listener.accept(), if rest.is_elapsed() && operators.have_room() => match accepted {
+                    Ok((stream, _)) => operators.add(stream, exports),
+                    // The next try has what either gives up.
+                    Err(_) if self.spare.take().is_some() || operators.dismiss_idle() => {}
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept operators for now");
                         rest.as_mut().reset(Instant::now() + ACCEPT_REST);
                     }
                 },
-                Some(ended) = operators.next() => {
-                    if let Err(error) = ended {
+                Some(ended) = operators.talking.next() => {
+                    // Before clients take what the operator has given back.
+                    self.keep_spare();
+                    if let Ok(Err(error)) = ended {
                         tracing::debug!(%error, "an operator's connection broke");
                     }
                 }
             }
         }
     }
+
+    fn keep_spare(&self) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.is_none() {
+            // Where there is none left, operators wait like clients.
+            *spare = self.listener.as_fd().try_clone_to_owned().ok();
+        }
+    }
 }
 
-/// Answers one operator until it hangs up.
-async fn converse(stream: UnixStream, exports: &Registry) -> io::Result<()> {
+type Talk<'a> = Abortable<Pin<Box<dyn Future<Output = io::Result<()>> + 'a>>>;
+
+/// Those who are connected.
+#[derive(Default)]
+struct Operators<'a> {
+    talking: FuturesUnordered<Talk<'a>>,
+    known: Vec<(AbortHandle, Rc<Cell<Option<Instant>>>)>,
+}
+
+impl<'a> Operators<'a> {
+    /// Whether another one can be heard; who has said nothing for longest makes room for it.
+    fn have_room(&mut self) -> bool {
+        self.talking.len() < OPERATORS_MAX || self.known.iter().any(|(_, idle)| idle.get().is_some())
+    }
+
+    fn add(&mut self, stream: UnixStream, exports: &'a Registry) {
+        if self.talking.len() >= OPERATORS_MAX {
+            self.dismiss_idle();
+        }
+        let (handle, registration) = AbortHandle::new_pair();
+        let idle = Rc::new(Cell::new(Some(Instant::now())));
+        self.known.retain(|(_, idle)| Rc::strong_count(idle) > 1);
+        self.known.push((handle, idle.clone()));
+        let talk = Box::pin(async move { converse(stream, exports, &idle).await });
+        self.talking.push(Abortable::new(talk, registration));
+    }
+
+    /// Hangs up on who has said nothing for longest, if anybody waits for nothing.
+    fn dismiss_idle(&mut self) -> bool {
+        let idle = self.known.iter().filter(|(handle, idle)| !handle.is_aborted() && idle.get().is_some());
+        let Some((handle, _)) = idle.min_by_key(|(_, idle)| idle.get()) else { return false };
+        handle.abort();
+        true
+    }
+}
+
+/// Answers one operator until it hangs up. `idle` tells since when nothing is done for it.
+async fn converse(stream: UnixStream, exports: &Registry, idle: &Cell<Option<Instant>>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -80,12 +136,14 @@ async fn converse(stream: UnixStream, exports: &Registry) -> io::Result<()> {
         if line.is_empty() {
             return Ok(());
         }
+        idle.set(None);
         let answer = match serde_json::from_slice(&line) {
             Ok(request) => answer(request, exports).await.unwrap_or_else(Answer::Error),
             Err(error) => Answer::Error(format!("this is no request: {error}")),
         };
         let mut answer = serde_json::to_vec(&answer)?;
         answer.push(b'\n');
+        idle.set(Some(Instant::now()));
         write.write_all(&answer).await?;
         if line.last() != Some(&b'\n') {
             return Ok(());

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
-pub use budget::{Budget, Grant, Place};
+pub use budget::{Account, Budget, Grant, Place};
 
 const PAGE: usize = 4096;
 /// Classes of pooled buffers: one page, two, four … 32 MiB.

@@ -173,9 +173,11 @@ async fn accept_all(
     };
     let mut accepting: futures::stream::FuturesUnordered<_> = listeners.iter().map(accept_one).collect();
     loop {
-        let Some((socket, listener)) = futures::StreamExt::next(&mut accepting).await else {
-            return std::future::pending().await;
+        let accepted = tokio::select! {
+            accepted = futures::StreamExt::next(&mut accepting) => accepted,
+            () = crew.see_to_it(), if crew.has_given() => continue,
         };
+        let Some((socket, listener)) = accepted else { return std::future::pending().await };
         accepting.push(accept_one(listener));
         let Ok(permit) = places.clone().try_acquire_owned() else {
             tracing::warn!(client = %socket, "too many connections (--max-connections): closing this one");

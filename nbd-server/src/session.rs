@@ -19,7 +19,7 @@ mod status;
 mod stream;
 mod tape;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -35,7 +35,7 @@ use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use recording::Tap;
 
-use crate::buf::{Budget, Pool};
+use crate::buf::{Account, Budget, Pool};
 use crate::durability::{Client, Receipt};
 use crate::export::Export;
 use execute::Around;
@@ -95,6 +95,8 @@ pub struct Progress {
     pub sent: Cell<u64>,
     /// Set by the one who watches when nothing has moved for a while.
     pub at_rest: Cell<bool>,
+    /// What it holds memory on.
+    pub account: OnceCell<Arc<Account>>,
 }
 
 /// Serves a negotiated connection until it ends; everything received whole is finished by then.
@@ -138,7 +140,7 @@ struct Connection<'s, S> {
     client: Client,
     contexts: Rc<[Selected]>,
     tap: Option<Rc<Tap>>,
-    memory: Memory,
+    pool: Arc<Pool>,
     receiver: Receiver,
     in_flight: FuturesUnordered<InFlight>,
     replies: Rc<Replies>,
@@ -155,7 +157,10 @@ impl<'s, S: Stream> Connection<'s, S> {
         memory: Memory,
         progress: Rc<Progress>,
     ) -> Self {
-        let receiver = Receiver::new(export.terms(&agreed));
+        // Nobody else has its address while it lives.
+        let account = memory.budget.account(Arc::as_ptr(&export).addr());
+        progress.account.get_or_init(|| account.clone());
+        let receiver = Receiver::new(export.terms(&agreed), memory.pool.clone(), account);
         let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
         let (tap, client) = (export.tap().map(Rc::new), export.device().connect());
@@ -165,7 +170,7 @@ impl<'s, S: Stream> Connection<'s, S> {
             client,
             contexts,
             tap,
-            memory,
+            pool: memory.pool,
             receiver,
             in_flight,
             replies,
@@ -220,7 +225,7 @@ impl<'s, S: Stream> Connection<'s, S> {
         if !self.has_room() {
             return Poll::Pending;
         }
-        self.receiver.poll_decode(cx, &self.memory)
+        self.receiver.poll_decode(cx)
     }
 
     /// Sends some of the replies that are ready; pending when there are none.
@@ -278,7 +283,7 @@ impl<'s, S: Stream> Connection<'s, S> {
             export: self.export.clone(),
             contexts: self.contexts.clone(),
             tap: self.tap.clone(),
-            pool: self.memory.pool.clone(),
+            pool: self.pool.clone(),
         };
         let receipt = self.receipt(&incoming.what);
         let request =

@@ -4,7 +4,7 @@ mod company;
 
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -59,10 +59,43 @@ pub struct Shared {
 
 /// What is given to a worker.
 pub enum Task {
-    /// A connection, with its share of the connection limit.
-    Serve(Socket, OwnedSemaphorePermit, Occupied),
+    /// A connection, unless it was taken back meanwhile.
+    Serve(Arc<Offer>),
     /// What an export does on its own account, until it is retired and closed.
     Keep(Arc<Export>),
+}
+
+/// A connection for whoever takes it first.
+pub struct Offer(Mutex<Option<Connection>>);
+
+/// A connection, with its share of the connection limit and its place at a worker.
+pub struct Connection {
+    /// It.
+    pub socket: Socket,
+    /// One of `--max-connections`.
+    pub permit: OwnedSemaphorePermit,
+    /// Where it is counted.
+    pub place: Occupied,
+}
+
+impl Offer {
+    /// Offers a connection.
+    #[must_use]
+    pub fn new(connection: Connection) -> Arc<Offer> {
+        Arc::new(Offer(Mutex::new(Some(connection))))
+    }
+
+    /// Takes it, if it is still there.
+    #[must_use]
+    pub fn take(&self) -> Option<Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
 }
 
 /// Starts a worker with a ring of its own, if there is one; it ends when the sender is dropped and its
@@ -136,13 +169,14 @@ async fn work(
     }
     while let Some(task) = tasks.recv().await {
         let shared = shared.clone();
-        let (socket, permit, place) = match task {
-            Task::Serve(socket, permit, place) => (socket, permit, place),
+        let offer = match task {
+            Task::Serve(offer) => offer,
             Task::Keep(export) => {
                 tokio::task::spawn_local(keep(export, shared));
                 continue;
             }
         };
+        let Some(Connection { socket, permit, place }) = offer.take() else { continue };
         let span = tracing::info_span!("client", address = %socket, export = tracing::field::Empty);
         let company = company.clone();
         let connection = async move {
@@ -285,7 +319,7 @@ async fn transmit<S: session::Stream>(
     let transmission = session::transmit(stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
         end = transmission => end,
-        never = watch(&progress, shared, give_up) => match never {},
+        never = watch(&progress, give_up) => match never {},
     };
     // Nothing of the export is held while the last bytes of its client are waited for.
     drop((member, visit));
@@ -293,11 +327,7 @@ async fn transmit<S: session::Stream>(
 }
 
 /// Gives up on a client that holds memory which others wait for and does not finish with it.
-async fn watch(
-    progress: &Progress,
-    shared: &Shared,
-    give_up: oneshot::Sender<()>,
-) -> std::convert::Infallible {
+async fn watch(progress: &Progress, give_up: oneshot::Sender<()>) -> std::convert::Infallible {
     let mut every = interval(WATCH_EVERY);
     let (mut receiving, mut sending) = (Stall::default(), Stall::default());
     let mut moved = progress.moved.get();
@@ -306,7 +336,7 @@ async fn watch(
         // Seen by the transmission when it is polled next: now or at the next tick.
         progress.at_rest.set(progress.moved.get() == moved);
         moved = progress.moved.get();
-        let contended = shared.memory.budget.is_contended();
+        let contended = progress.account.get().is_some_and(|account| account.is_contended());
         let stalled = receiving.is_over(now, contended, progress.receiving.get(), progress.received.get())
             | sending.is_over(now, contended, progress.sending.get(), progress.sent.get());
         if stalled {

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -35,6 +35,9 @@ const QUICK: Duration = Duration::from_millis(1);
 /// After one that did, so many go to a thread.
 const SLOW_FOR: u32 = 256;
 
+/// Operations of one storage that rings have at a time: as many as a fast disk works on at once. The rest goes to the
+/// pool, which waits no longer if the disk hangs.
+const IN_RINGS_MAX: usize = 256;
 /// Syncs of one storage that may run at once. A disk takes writes of several faster than of one, and more
 /// than a few only make each shorter.
 const SYNCS: usize = 4;
@@ -54,6 +57,17 @@ pub(super) struct Storage {
     file_len: Option<u64>,
     /// For so many writes more it is held to be slow.
     slow: AtomicU32,
+    /// Operations that rings have.
+    in_rings: AtomicUsize,
+}
+
+/// An operation that a ring has, until this is dropped.
+struct InRing<'a>(Rc<Ring>, &'a AtomicUsize);
+
+impl Drop for InRing<'_> {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Storage {
@@ -65,8 +79,8 @@ impl Storage {
         let others = (1..syncs).map(|_| open_again(&file).map(Arc::new)).collect::<io::Result<_>>()?;
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), share.clone());
-        let slow = AtomicU32::new(0);
-        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, slow })
+        let (slow, in_rings) = (AtomicU32::new(0), AtomicUsize::new(0));
+        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, slow, in_rings })
     }
 
     /// Syncs that may run at once.
@@ -96,10 +110,10 @@ impl Storage {
 
     /// Reads the rest of a buffer of which `done` bytes are read.
     pub(super) async fn read_waiting(&self, at: u64, mut buf: IoBuf, mut done: usize) -> io::Result<IoBuf> {
-        let Some(ring) = self.ring_for(buf.len()) else {
-            return self.run(move |file| read_rest(file, &mut buf, done, at).map(|()| buf)).await;
-        };
         while done < buf.len() {
+            let Some(InRing(ring, _)) = &self.ring_for(buf.len()) else {
+                return self.run(move |file| read_rest(file, &mut buf, done, at).map(|()| buf)).await;
+            };
             let (place, read);
             place = at + done as u64;
             (read, buf) = ring.read(self.file.clone(), buf, done, place).await;
@@ -107,6 +121,9 @@ impl Storage {
                 Ok(0) => return Err(read_failure(place, io::ErrorKind::UnexpectedEof.into())),
                 Ok(read) => done += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_for_a_thread(&error) => {
+                    return self.run(move |file| read_rest(file, &mut buf, done, at).map(|()| buf)).await;
+                }
                 Err(error) => return Err(read_failure(place, error)),
             }
         }
@@ -135,18 +152,21 @@ impl Storage {
     /// Writes where nobody else waits.
     pub(super) async fn write_waiting(&self, at: u64, mut data: IoBuf) -> io::Result<()> {
         // Buffered writes exclude each other in the kernel, whoever makes them.
-        let ring = self.direct.as_ref().and_then(|_| self.ring_for(data.len()));
-        let Some(ring) = ring else {
-            return self.run(move |file| file.write_all_at(&data, at)).await;
-        };
         let mut done = 0;
         while done < data.len() {
+            let ring = self.direct.as_ref().and_then(|_| self.ring_for(data.len()));
+            let Some(InRing(ring, _)) = &ring else {
+                return self.run(move |file| file.write_all_at(&data[done..], at + done as u64)).await;
+            };
             let written;
             (written, data) = ring.write(self.file.clone(), data, done, at + done as u64).await;
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => done += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_for_a_thread(&error) => {
+                    return self.run(move |file| file.write_all_at(&data[done..], at + done as u64)).await;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -155,9 +175,17 @@ impl Storage {
 
     /// The ring of this worker, if it shall move so many bytes: what is cached it moves at once, and to
     /// copy much would hold up the others.
-    fn ring_for(&self, len: usize) -> Option<Rc<Ring>> {
+    fn ring_for(&self, len: usize) -> Option<InRing<'_>> {
         let copies_much = self.direct.is_none() && len > inline::COPY_MAX;
-        if self.in_memory || copies_much { None } else { ring::current() }
+        if self.in_memory || copies_much {
+            return None;
+        }
+        let ring = ring::current()?;
+        if self.in_rings.fetch_add(1, Relaxed) < IN_RINGS_MAX {
+            return Some(InRing(ring, &self.in_rings));
+        }
+        self.in_rings.fetch_sub(1, Relaxed);
+        None
     }
 
     /// Whether the last writes did not wait for anything.
@@ -247,6 +275,11 @@ impl Storage {
         let file = self.file.clone();
         self.share.run(move || job(&file)).await
     }
+}
+
+/// Whether a ring could not do it for want of something that a thread does not need.
+fn is_for_a_thread(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock)
 }
 
 /// Another open file description of the same storage.

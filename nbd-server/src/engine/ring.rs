@@ -83,6 +83,10 @@ impl Ring {
             .build(SUBMISSIONS)?;
         let mut allowed = [Restriction::sqe_op(opcode::Read::CODE), Restriction::sqe_op(opcode::Write::CODE)];
         uring.submitter().register_restrictions(&mut allowed)?;
+        // What cannot begin without waiting is given to threads of the kernel, by default so few that one disk that hangs
+        // takes them all. An older kernel has no such limit to set.
+        let workers = u32::try_from(IN_FLIGHT_MAX).map_err(io::Error::other)?;
+        let _older_kernel = uring.submitter().register_iowq_max_workers(&mut [workers, workers]);
         uring.submitter().register_enable_rings()?;
         let operations = Slab::new();
         Ok(Ring { state: RefCell::new(State { uring, operations, driver: None, unsubmitted: false }) })
@@ -93,12 +97,13 @@ impl Ring {
         CURRENT.set(Some(self.clone()));
     }
 
-    /// Reads into the buffer from its byte `from` on; that byte is the file's byte `at`.
+    /// Reads into the buffer from its byte `from` on; that byte is the file's byte `at`. Fails with
+    /// [`io::ErrorKind::ResourceBusy`] where the ring takes nothing now.
     pub fn read(self: &Rc<Ring>, file: Arc<File>, buf: IoBuf, from: usize, at: u64) -> Operation {
         self.operation(What::Read, file, buf, from, at)
     }
 
-    /// Writes the buffer from its byte `from` on to the file's byte `at` on.
+    /// Writes the buffer from its byte `from` on to the file's byte `at` on. Fails like [`Ring::read`].
     pub fn write(self: &Rc<Ring>, file: Arc<File>, buf: IoBuf, from: usize, at: u64) -> Operation {
         self.operation(What::Write, file, buf, from, at)
     }
@@ -200,7 +205,7 @@ impl State {
         }
         // What is queued makes room by being submitted, unless the kernel is short of memory.
         self.submit(0)?;
-        push(&mut self.uring).map_err(|_| io::ErrorKind::OutOfMemory.into())
+        push(&mut self.uring).map_err(|_| io::ErrorKind::ResourceBusy.into())
     }
 
     /// Queues an operation and has it submitted with whatever else comes in this tick.

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// A thread that has been at one operation for so long serves nobody else for now.
-const STUCK_AFTER: Duration = Duration::from_millis(5);
+pub const STUCK_AFTER: Duration = Duration::from_millis(5);
 
 /// Not at anything.
 const FREE: u64 = u64::MAX;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{Instant, sleep_until};
 
+use crate::engine::seat::STUCK_AFTER;
 use crate::engine::{Engine, Ring, Seat};
 use crate::transport::Socket;
-use crate::worker::{self, Shared, Task};
+use crate::worker::{self, Connection, Offer, Shared, Task};
 
 /// Workers that are started beyond those that were asked for, while all of these wait for disks that hang.
 const RELIEF_MAX: usize = 64;
@@ -22,6 +24,10 @@ pub(super) struct Crew {
     regular: usize,
     /// Runs what exports do on their own account, however long connections wait for a disk.
     keeper: UnboundedSender<Task>,
+    /// Connections that their workers may not have seen yet, and whose they are.
+    given: Vec<(Arc<Offer>, usize)>,
+    /// When to look whether they have.
+    look_at: Instant,
 }
 
 struct Member {
@@ -47,7 +53,14 @@ impl Crew {
         for export in shared.exports.all() {
             keeper.send(Task::Keep(export)).context("the keeper has died")?;
         }
-        Ok(Crew { shared: shared.clone(), members, regular: workers, keeper })
+        Ok(Crew {
+            shared: shared.clone(),
+            members,
+            regular: workers,
+            keeper,
+            given: Vec::new(),
+            look_at: Instant::now(),
+        })
     }
 
     /// Who keeps exports.
@@ -59,8 +72,37 @@ impl Crew {
     pub(super) fn serve(&mut self, socket: Socket, permit: OwnedSemaphorePermit) {
         let picked = self.pick();
         let worker = &self.members[picked];
-        if worker.tasks.send(Task::Serve(socket, permit, worker.seat.occupy())).is_err() {
+        let offer = Offer::new(Connection { socket, permit, place: worker.seat.occupy() });
+        if worker.tasks.send(Task::Serve(offer.clone())).is_err() {
             tracing::error!("a worker has died; the connection is dropped");
+            return;
+        }
+        if self.given.is_empty() {
+            self.look_at = Instant::now() + STUCK_AFTER;
+        }
+        self.given.push((offer, picked));
+    }
+
+    /// Whether some connection may not have been seen by its worker.
+    pub(super) fn has_given(&self) -> bool {
+        !self.given.is_empty()
+    }
+
+    /// Gives those connections to others whose worker began to wait for a disk before it saw them. Returns once all have
+    /// been seen, and can be left at any time.
+    pub(super) async fn see_to_it(&mut self) {
+        while !self.given.is_empty() {
+            sleep_until(self.look_at).await;
+            self.look_at += STUCK_AFTER;
+            for (offer, member) in std::mem::take(&mut self.given) {
+                if !self.members[member].seat.is_stuck() {
+                    if offer.is_there() {
+                        self.given.push((offer, member));
+                    }
+                } else if let Some(Connection { socket, permit, .. }) = offer.take() {
+                    self.serve(socket, permit);
+                }
+            }
         }
     }
 

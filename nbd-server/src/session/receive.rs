@@ -6,6 +6,7 @@
 //! [`Receiver`], so that it can be polled, left and polled again.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use common::Violation;
@@ -14,8 +15,8 @@ use common::handshake::context::ReplyStyle;
 use common::proto::{EXTENDED_HEADER_LEN, REQUEST_HEADER_LEN, WireError};
 use futures::io::AsyncRead;
 
-use super::{End, Memory};
-use crate::buf::{Grant, IoBuf, Place, size_for};
+use super::End;
+use crate::buf::{Account, Grant, IoBuf, Place, Pool, size_for};
 use crate::device::EXTENTS_MAX;
 
 /// Bytes of the buffer at first, and at rest: room for a short WRITE.
@@ -50,6 +51,9 @@ pub(super) enum What {
 /// The receiving half of a connection.
 pub(super) struct Receiver {
     terms: Terms,
+    pool: Arc<Pool>,
+    /// Pays for payloads.
+    account: Arc<Account>,
     state: State,
     /// The first byte of the request that is being received.
     offset: u64,
@@ -83,9 +87,9 @@ enum State {
 }
 
 impl Receiver {
-    pub(super) fn new(terms: Terms) -> Receiver {
+    pub(super) fn new(terms: Terms, pool: Arc<Pool>, account: Arc<Account>) -> Receiver {
         let buffer = vec![0; BUFFER_MIN].into_boxed_slice();
-        Receiver { terms, offset: 0, state: State::Header, buffer, start: 0, end: 0 }
+        Receiver { terms, pool, account, offset: 0, state: State::Header, buffer, start: 0, end: 0 }
     }
 
     /// Whether the next step is up to the memory budget, not to the client.
@@ -103,17 +107,17 @@ impl Receiver {
 
     /// Makes the next request out of what was received; pending when more must be received first
     /// or when memory is short.
-    pub(super) fn poll_decode(&mut self, cx: &Context<'_>, memory: &Memory) -> Poll<Result<Incoming, End>> {
+    pub(super) fn poll_decode(&mut self, cx: &Context<'_>) -> Poll<Result<Incoming, End>> {
         loop {
             match &mut self.state {
-                State::Header => ready!(self.decode_header(memory))?,
+                State::Header => ready!(self.decode_header())?,
                 State::Memory { cookie, command, place } => {
                     let (cookie, command) = (*cookie, *command);
                     let grant = ready!(place.poll(cx));
                     let Command::Write(span, _) = command else {
                         return self.deliver(cookie, What::Run(command, None), grant);
                     };
-                    let data = memory.pool.take(bytes(span.len));
+                    let data = self.pool.take(bytes(span.len));
                     self.state = State::Payload { cookie, command, grant, data, filled: 0 };
                 }
                 State::Payload { data, filled, .. } => {
@@ -138,7 +142,7 @@ impl Receiver {
                     let Some(payload) = received.get(..bytes(header.length)) else { return Poll::Pending };
                     let filtered = header.filter(&self.terms, payload);
                     self.start += bytes(header.length);
-                    self.state = State::admitted(header.cookie, filtered, 0, memory);
+                    self.state = State::admitted(header.cookie, filtered, 0, &self.account);
                 }
                 State::Skip { cookie, error, left } => {
                     let skip = (self.end - self.start).min(bytes(*left));
@@ -148,7 +152,7 @@ impl Receiver {
                         return Poll::Pending;
                     }
                     let (cookie, error) = (*cookie, *error);
-                    let grant = ready!(memory.budget.ask(0).poll(cx));
+                    let grant = ready!(self.account.ask(0).poll(cx));
                     return self.deliver(cookie, What::Refuse(error), grant);
                 }
             }
@@ -197,7 +201,7 @@ impl Receiver {
         self.buffer = buffer.into_boxed_slice();
     }
 
-    fn decode_header(&mut self, memory: &Memory) -> Poll<Result<(), End>> {
+    fn decode_header(&mut self) -> Poll<Result<(), End>> {
         let received = &self.buffer[self.start..self.end];
         let header = if self.terms.style == ReplyStyle::Extended {
             let Some(bytes) = received.first_chunk::<EXTENDED_HEADER_LEN>() else { return Poll::Pending };
@@ -214,13 +218,13 @@ impl Receiver {
         self.state = match header.admit(&self.terms) {
             Ok(Command::Disconnect) => return Poll::Ready(Err(End::Disconnected)),
             Ok(Command::Filter) => State::Filter(header),
-            Ok(command) => State::admitted(cookie, Ok(command), 0, memory),
+            Ok(command) => State::admitted(cookie, Ok(command), 0, &self.account),
             Err(Refusal { skip, .. }) if skip > u32::MAX.into() => {
                 return Poll::Ready(Err(Violation::TooLong(skip).into()));
             }
             Err(Refusal { error, skip }) => {
                 tracing::debug!(?header, ?error, "refused");
-                State::admitted(cookie, Err(error), skip, memory)
+                State::admitted(cookie, Err(error), skip, &self.account)
             }
         };
         Poll::Ready(Ok(()))
@@ -234,9 +238,14 @@ impl Receiver {
 
 impl State {
     /// What is next once it is known what a request is: memory for it, or the rest of its payload.
-    fn admitted(cookie: u64, command: Result<Command, WireError>, left: u64, memory: &Memory) -> State {
+    fn admitted(
+        cookie: u64,
+        command: Result<Command, WireError>,
+        left: u64,
+        account: &Arc<Account>,
+    ) -> State {
         match command {
-            Ok(command) => State::Memory { cookie, command, place: memory.budget.ask(payload(&command)) },
+            Ok(command) => State::Memory { cookie, command, place: account.ask(payload(&command)) },
             Err(error) => State::Skip { cookie, error, left },
         }
     }
