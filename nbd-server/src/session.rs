@@ -30,10 +30,9 @@ use std::task::{Context, Poll};
 
 use common::Violation;
 use common::command::{Command, Span};
-use common::handshake::context::{Agreed, Context as Selected};
+use common::handshake::context::Agreed;
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
-use recording::Tap;
 
 use crate::buf::{Account, Budget, Pool};
 use crate::durability::{Client, Receipt};
@@ -135,12 +134,9 @@ type InFlight = Pin<Box<dyn Future<Output = ()>>>;
 /// One connection in transmission.
 struct Connection<'s, S> {
     stream: &'s mut S,
-    export: Arc<Export>,
     /// Its share in the order of the export's requests.
     client: Client,
-    contexts: Rc<[Selected]>,
-    tap: Option<Rc<Tap>>,
-    pool: Arc<Pool>,
+    around: Rc<Around>,
     receiver: Receiver,
     in_flight: FuturesUnordered<InFlight>,
     replies: Rc<Replies>,
@@ -161,16 +157,13 @@ impl<'s, S: Stream> Connection<'s, S> {
         let account = memory.budget.account(Arc::as_ptr(&export).addr());
         progress.account.get_or_init(|| account.clone());
         let receiver = Receiver::new(export.terms(&agreed), memory.pool.clone(), account);
-        let contexts = agreed.contexts.into();
         let (in_flight, replies) = (FuturesUnordered::new(), Rc::new(Replies::default()));
-        let (tap, client) = (export.tap().map(Rc::new), export.device().connect());
+        let (tap, client) = (export.tap(), export.device().connect());
+        let around = Around { export, contexts: agreed.contexts, tap, pool: memory.pool };
         Connection {
             stream,
-            export,
             client,
-            contexts,
-            tap,
-            pool: memory.pool,
+            around: Rc::new(around),
             receiver,
             in_flight,
             replies,
@@ -279,12 +272,7 @@ impl<'s, S: Stream> Connection<'s, S> {
         self.fresh += 1;
         self.progress.received.set(self.progress.received.get() + 1);
         let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.offset, incoming.grant);
-        let around = Around {
-            export: self.export.clone(),
-            contexts: self.contexts.clone(),
-            tap: self.tap.clone(),
-            pool: self.pool.clone(),
-        };
+        let around = self.around.clone();
         let receipt = self.receipt(&incoming.what);
         let request =
             AssertUnwindSafe(execute::execute(incoming.cookie, incoming.what, receipt, ticket, around));
@@ -298,7 +286,7 @@ impl<'s, S: Stream> Connection<'s, S> {
 
     /// The request's place in the order: that of its receipt.
     fn receipt(&self, what: &What) -> Receipt {
-        let device = self.export.device();
+        let device = self.around.export.device();
         match *what {
             What::Run(
                 Command::Write(Span { at, len }, _)
@@ -313,13 +301,13 @@ impl<'s, S: Stream> Connection<'s, S> {
 
     /// Finishes what was received and sends what can still be sent.
     async fn finish(mut self, end: End) -> End {
-        self.export.device().disconnect(&self.client);
+        self.around.export.device().disconnect(&self.client);
         if let End::Broken(_) | End::Violation(_) = end {
             self.replies.discard();
         }
         poll_fn(|cx| self.poll_finish(cx)).await;
         // Nothing a client left behind stays in the server alone. An error is told to those who are left.
-        let _poisoned = self.export.write_back().await;
+        let _poisoned = self.around.export.write_back().await;
         end
     }
 

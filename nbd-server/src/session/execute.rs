@@ -18,18 +18,18 @@ use crate::device::failed_at;
 use crate::durability::Receipt;
 use crate::export::Export;
 
-/// What surrounds a request.
+/// What the requests of a connection share.
 pub(super) struct Around {
     pub(super) export: Arc<Export>,
     /// The metadata contexts that its connection selected.
-    pub(super) contexts: Rc<[Context]>,
+    pub(super) contexts: Vec<Context>,
     /// Where it is recorded.
-    pub(super) tap: Option<Rc<Tap>>,
+    pub(super) tap: Option<Tap>,
     pub(super) pool: Arc<Pool>,
 }
 
 /// Runs the request and answers it, whatever happens.
-pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: Ticket, around: Around) {
+pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: Ticket, around: Rc<Around>) {
     let export = &around.export;
     let (command, payload) = match what {
         What::Refuse(error) => {
@@ -40,7 +40,7 @@ pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: T
     };
     export.counters().received(&command);
     let data = payload.as_deref().unwrap_or_default();
-    let taped = around.tap.as_deref().and_then(|tap| tape::received(tap, cookie, &command, data));
+    let taped = around.tap.as_ref().and_then(|tap| tape::received(tap, cookie, &command, data));
     let done = run(&command, payload, &receipt, &around).await;
     if let Some(taped) = taped {
         taped.answers(done.as_ref().err().map_or(WireError::OK, |error| wire_error(&command, error)));
