@@ -272,10 +272,13 @@ impl<'s, S: Stream> Connection<'s, S> {
         self.fresh += 1;
         self.progress.received.set(self.progress.received.get() + 1);
         let ticket = self.replies.ticket(incoming.cookie, incoming.style, incoming.offset, incoming.grant);
-        let around = self.around.clone();
-        let receipt = self.receipt(&incoming.what);
-        let request =
-            AssertUnwindSafe(execute::execute(incoming.cookie, incoming.what, receipt, ticket, around));
+        let (command, payload) = match incoming.what {
+            What::Run(command, payload) => (command, payload),
+            What::Refuse(error) => return execute::refuse(error, ticket, &self.around),
+        };
+        let (receipt, around) = (self.receipt(&command), self.around.clone());
+        let request = execute::execute(incoming.cookie, command, payload, receipt, ticket, around);
+        let request = AssertUnwindSafe(request);
         // Unwinding drops the ticket, which answers EIO: a bug below costs one request, and the
         // others of this connection go on.
         let mut request: InFlight = Box::pin(request.catch_unwind().map(|_panicked| ()));
@@ -285,17 +288,14 @@ impl<'s, S: Stream> Connection<'s, S> {
     }
 
     /// The request's place in the order: that of its receipt.
-    fn receipt(&self, what: &What) -> Receipt {
+    fn receipt(&self, command: &Command) -> Receipt {
         let device = self.around.export.device();
-        match *what {
-            What::Run(
-                Command::Write(Span { at, len }, _)
-                | Command::Trim(Span { at, len }, _)
-                | Command::WriteZeroes(Span { at, len }, ..),
-                _,
-            ) => device.receive_write(&self.client, at..at + len),
-            What::Run(Command::Flush, _) => device.receive_flush(&self.client),
-            What::Run(..) | What::Refuse(_) => device.receive(&self.client),
+        match *command {
+            Command::Write(Span { at, len }, _)
+            | Command::Trim(Span { at, len }, _)
+            | Command::WriteZeroes(Span { at, len }, ..) => device.receive_write(&self.client, at..at + len),
+            Command::Flush => device.receive_flush(&self.client),
+            _ => device.receive(&self.client),
         }
     }
 

@@ -10,7 +10,6 @@ use common::proto::WireError;
 use nix::errno::Errno;
 use recording::Tap;
 
-use super::receive::What;
 use super::replies::{Body, Ticket};
 use super::{read, status, tape};
 use crate::buf::{IoBuf, Pool};
@@ -28,34 +27,46 @@ pub(super) struct Around {
     pub(super) pool: Arc<Pool>,
 }
 
+/// Answers a request that is not run.
+pub(super) fn refuse(error: WireError, ticket: Ticket, around: &Around) {
+    around.export.counters().failed();
+    ticket.fail(error, "the request is not one that this export takes", None);
+}
+
 /// Runs the request and answers it, whatever happens.
-pub(super) async fn execute(cookie: u64, what: What, receipt: Receipt, ticket: Ticket, around: Rc<Around>) {
-    let export = &around.export;
-    let (command, payload) = match what {
-        What::Refuse(error) => {
-            export.counters().failed();
-            return ticket.fail(error, "the request is not one that this export takes", None);
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn holds each of its arguments twice, and this is moved"
+)]
+pub(super) fn execute(
+    cookie: u64,
+    command: Command,
+    payload: Option<IoBuf>,
+    receipt: Receipt,
+    ticket: Ticket,
+    around: Rc<Around>,
+) -> impl Future<Output = ()> {
+    async move {
+        let export = &around.export;
+        export.counters().received(&command);
+        let data = payload.as_deref().unwrap_or_default();
+        let taped = around.tap.as_ref().and_then(|tap| tape::received(tap, cookie, &command, data));
+        let done = run(&command, payload, &receipt, &around).await;
+        if let Some(taped) = taped {
+            taped.answers(done.as_ref().err().map_or(WireError::OK, |error| wire_error(&command, error)));
         }
-        What::Run(command, payload) => (command, payload),
-    };
-    export.counters().received(&command);
-    let data = payload.as_deref().unwrap_or_default();
-    let taped = around.tap.as_ref().and_then(|tap| tape::received(tap, cookie, &command, data));
-    let done = run(&command, payload, &receipt, &around).await;
-    if let Some(taped) = taped {
-        taped.answers(done.as_ref().err().map_or(WireError::OK, |error| wire_error(&command, error)));
-    }
-    tracing::trace!(?command, succeeded = done.is_ok(), "done");
-    match done {
-        Ok(body) => ticket.succeed(body),
-        Err(error) => {
-            export.counters().failed();
-            if is_refusal(&error) {
-                tracing::debug!(?command, %error, "request refused");
-            } else {
-                tracing::warn!(?command, %error, "request failed");
+        tracing::trace!(?command, succeeded = done.is_ok(), "done");
+        match done {
+            Ok(body) => ticket.succeed(body),
+            Err(error) => {
+                export.counters().failed();
+                if is_refusal(&error) {
+                    tracing::debug!(?command, %error, "request refused");
+                } else {
+                    tracing::warn!(?command, %error, "request failed");
+                }
+                ticket.fail(wire_error(&command, &error), &error.to_string(), failed_at(&error));
             }
-            ticket.fail(wire_error(&command, &error), &error.to_string(), failed_at(&error));
         }
     }
 }
