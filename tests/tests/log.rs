@@ -15,8 +15,9 @@ use nix::unistd::Pid;
 use tests::client::{Client, PLAIN};
 use tests::crash::crash_tool;
 use tests::disk::Disk;
+use tests::endpoint::Endpoint;
 use tests::operator::Operator;
-use tests::server::{Server, server_tool};
+use tests::server::{Server, attach_tool, server_tool};
 use tests::{PATIENCE, tool, wait_until};
 
 /// What becomes of a stream.
@@ -103,7 +104,9 @@ fn every_command_ends_as_it_should_whatever_its_outputs_are() {
     let path = |name: &str| disk.dir().join(name).to_str().expect("temporary paths are text").to_owned();
     let (admin, log, image) = (operator.socket().to_str().expect("text"), path("log"), path("image"));
     fs::write(path("config"), "[[export]]\nname = \"a\"\nserve = \"memory:1M\"\n").expect("a file");
-    let (ours, crash) = (server_tool(), crash_tool());
+    let (ours, crash, attach) = (server_tool(), crash_tool(), attach_tool());
+    let Endpoint::Unix(socket) = server.endpoint() else { panic!("it is a Unix socket") };
+    let (uri, gone) = (format!("nbd+unix:///?socket={}", socket.display()), "nbd+unix:///?socket=/nowhere");
     let (config, mut made) = (path("config"), 0);
     // The command, its exit code, and that where standard output is full.
     let commands: &[(&Path, &[&str], i32, i32)] = &[
@@ -129,6 +132,24 @@ fn every_command_ends_as_it_should_whatever_its_outputs_are() {
         (crash, &["generate", "--steps", "1"], 0, 2),
         (crash, &["export", &log, "MADE"], 0, 2),
         (crash, &["mark", "--to", "/nowhere", "text"], 2, 2),
+        (crash, &["--version"], 0, 2),
+        (crash, &["--nonsense"], 2, 2),
+        (crash, &["import", "/nowhere", "MADE"], 2, 2),
+        (attach, &["--help"], 0, 1),
+        (attach, &["--version"], 0, 1),
+        (attach, &["--nonsense"], 2, 2),
+        (attach, &["info", &uri], 0, 1),
+        (attach, &["info", "--json", &uri], 0, 1),
+        (attach, &["info", gone], 5, 5),
+        (attach, &["attach", "nonsense"], 2, 2),
+        (attach, &["detach", "nonsense"], 3, 3),
+        (attach, &["keep", "nonsense"], 3, 3),
+        (attach, &["up", "--tab", "/nowhere", "nonsense"], 1, 1),
+        (attach, &["status", "--json"], 0, 1),
+        (attach, &["status", "nonsense"], 3, 3),
+        (attach, &["watch", "nonsense"], 3, 3),
+        (attach, &["flush", "/nowhere"], 2, 2),
+        (attach, &["probe", "/nowhere"], 2, 2),
     ];
     for (tool, args, code, if_full) in commands {
         for fate in FATES {
