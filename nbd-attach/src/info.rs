@@ -54,7 +54,7 @@ pub enum InfoError {
     #[error(transparent)]
     Negotiate(#[from] NegotiateError),
     /// stdout is gone.
-    #[error("cannot print: {0}")]
+    #[error("cannot print")]
     Print(#[from] io::Error),
 }
 

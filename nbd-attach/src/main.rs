@@ -9,7 +9,7 @@ use nbd_attach::detach::{Detached, detach, disconnect_only, flush_files, meant, 
 use nbd_attach::event::Event;
 use nbd_attach::exit::Status;
 use nbd_attach::host::{self, Host};
-use nbd_attach::info::info;
+use nbd_attach::info::{InfoError, info};
 use nbd_attach::interrupt::Interrupt;
 use nbd_attach::keep::{Ended, keep, stay_in_memory, take_over};
 use nbd_attach::log::Log;
@@ -17,9 +17,9 @@ use nbd_attach::netlink::helper;
 use nbd_attach::registry::{Lock, Record, Request};
 use nbd_attach::revive::probe_only;
 use nbd_attach::size::human_size;
-use nbd_attach::status::status;
+use nbd_attach::status::{StatusError, status};
 use nbd_attach::sysfs::{DeviceDir, Sysfs};
-use nbd_attach::watch::watch;
+use nbd_attach::watch::{WatchError, watch};
 use nbd_attach::{background, boot, tab};
 use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -66,21 +66,37 @@ fn main() {
     std::process::exit(code);
 }
 
+/// Whether whoever read what a command prints has gone. A server that has gone is something else.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<nbd_attach::status::StatusError>().is_some()
-        && error.chain().any(|cause| {
-            cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
-        })
+    let printing = match (error.downcast_ref(), error.downcast_ref(), error.downcast_ref()) {
+        (Some(StatusError::Io(error)), ..) => error,
+        (_, Some(WatchError::Io(error)), _) => error,
+        (.., Some(InfoError::Print(error))) => error,
+        _ => return false,
+    };
+    printing.kind() == ErrorKind::BrokenPipe
 }
 
 fn typed() -> Cli {
     let mut words = std::env::args_os();
     let name = words.next().map(PathBuf::from).unwrap_or_default();
     if !name.ends_with(GENERATOR) {
-        return Cli::parse();
+        return Cli::try_parse().unwrap_or_else(|help| std::process::exit(told(&help)));
     }
     let directories = words.map(PathBuf::from).collect();
     Cli { command: Command::Generate { directories, tab: TAB.into() }, verbose: 0 }
+}
+
+/// Prints help, or what is wrong with what was typed; gives the exit code. A reader that has gone has seen enough.
+fn told(help: &clap::Error) -> i32 {
+    match help.print() {
+        Err(error) if help.exit_code() == 0 && error.kind() != ErrorKind::BrokenPipe => {
+            // Nobody may be there to be told that either.
+            let _ = writeln!(std::io::stderr(), "nbd-attach: {error}");
+            Status::Failed.code()
+        }
+        _ => help.exit_code(),
+    }
 }
 
 fn run(command: &Command, log: &Log) -> Result<i32> {

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
 use nix::sys::stat::{Mode as Permissions, umask};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
@@ -63,11 +64,15 @@ impl Admin {
                 () = &mut rest, if !rest.is_elapsed() => {}
                 accepted = self.listener.accept(), if rest.is_elapsed() && operators.have_room() => match accepted {
                     Ok((stream, _)) => operators.add(stream, exports),
-                    // The next try has what either gives up.
-                    Err(_) if self.spare.take().is_some() || operators.dismiss_idle() => {}
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept operators for now");
-                        rest.as_mut().reset(Instant::now() + ACCEPT_REST);
+                        // Without a descriptor it cannot be tried whether there is anybody.
+                        let next = Instant::now() + ACCEPT_REST;
+                        if !self.somebody_waits() {
+                            rest.as_mut().reset(next);
+                        } else if self.spare.take().is_none() && !operators.dismiss_idle(ACCEPT_REST) {
+                            tracing::warn!(%error, "cannot accept operators for now");
+                            rest.as_mut().reset(next);
+                        }
                     }
                 },
                 Some(ended) = operators.talking.next() => {
@@ -79,6 +84,11 @@ impl Admin {
                 }
             }
         }
+    }
+
+    fn somebody_waits(&self) -> bool {
+        let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
+        poll(&mut listener, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     fn keep_spare(&self) {
@@ -107,7 +117,7 @@ impl<'a> Operators<'a> {
 
     fn add(&mut self, stream: UnixStream, exports: &'a Registry) {
         if self.talking.len() >= OPERATORS_MAX {
-            self.dismiss_idle();
+            self.dismiss_idle(Duration::ZERO);
         }
         let (handle, registration) = AbortHandle::new_pair();
         let idle = Rc::new(Cell::new(Some(Instant::now())));
@@ -117,9 +127,10 @@ impl<'a> Operators<'a> {
         self.talking.push(Abortable::new(talk, registration));
     }
 
-    /// Hangs up on who has said nothing for longest, if anybody waits for nothing.
-    fn dismiss_idle(&mut self) -> bool {
-        let idle = self.known.iter().filter(|(handle, idle)| !handle.is_aborted() && idle.get().is_some());
+    /// Hangs up on who has said nothing for longest, if that is at least so long.
+    fn dismiss_idle(&mut self, least: Duration) -> bool {
+        let is_idle = |idle: &Cell<Option<Instant>>| idle.get().is_some_and(|since| since.elapsed() >= least);
+        let idle = self.known.iter().filter(|(handle, idle)| !handle.is_aborted() && is_idle(idle));
         let Some((handle, _)) = idle.min_by_key(|(_, idle)| idle.get()) else { return false };
         handle.abort();
         true

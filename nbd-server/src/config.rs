@@ -9,6 +9,7 @@ mod open;
 mod reach;
 mod record;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,9 +124,13 @@ impl Plan {
     /// What the command line says.
     pub fn typed(cli: &Serve) -> anyhow::Result<Plan> {
         let mut plan = Plan { globals: globals(cli)?, tls: tls(cli), exports: Vec::new() };
+        let mut served = Served::new();
         for spec in &cli.exports {
             let (name, spec) = split_name(spec);
-            plan.add(Definition { name: name.to_owned(), serve: spec.to_owned(), ..definition(cli)? })?;
+            plan.add(
+                Definition { name: name.to_owned(), serve: spec.to_owned(), ..definition(cli)? },
+                &mut served,
+            )?;
         }
         ensure!(
             cli.record.is_none() || plan.exports.len() == 1,
@@ -134,7 +139,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add(&mut self, definition: Definition) -> anyhow::Result<()> {
+    fn add(&mut self, definition: Definition, served: &mut Served) -> anyhow::Result<()> {
         let Definition { name, serve, .. } = &definition;
         wire::string(name.as_bytes()).with_context(|| format!("the export name {name:?}"))?;
         if self.exports.iter().any(|other| other.name == *name) {
@@ -143,12 +148,20 @@ impl Plan {
                 _ => bail!("two exports are named {name:?}"),
             }
         }
-        if let Some(other) = self.exports.iter().find(|other| excludes(other, &definition)) {
+        let file = path_of(serve).map(|path| path.canonicalize().unwrap_or_else(|_| path.into()));
+        let same =
+            file.iter().flat_map(|file| served.get(file)).flatten().map(|number| &self.exports[*number]);
+        let both_read =
+            |other: &&Definition| other.access == Access::ReadOnly && definition.access == Access::ReadOnly;
+        if let Some(other) = same.into_iter().find(|other| !both_read(other)) {
             bail!(
                 "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless both are \
                  read-only",
                 other.name
             );
+        }
+        if let Some(file) = file {
+            served.entry(file).or_default().push(self.exports.len());
         }
         self.exports.push(definition);
         Ok(())
@@ -196,13 +209,8 @@ impl Config {
     }
 }
 
-/// Whether two exports are of the same file and cannot be served at the same time.
-fn excludes(one: &Definition, other: &Definition) -> bool {
-    let file =
-        |it: &Definition| path_of(&it.serve).map(|path| path.canonicalize().unwrap_or_else(|_| path.into()));
-    let both_read = one.access == Access::ReadOnly && other.access == Access::ReadOnly;
-    !both_read && file(one).is_some_and(|path| file(other) == Some(path))
-}
+/// Which exports each file is served as, by their numbers in a plan.
+type Served = HashMap<PathBuf, Vec<usize>>;
 
 fn globals(cli: &Serve) -> anyhow::Result<Globals> {
     Ok(Globals {

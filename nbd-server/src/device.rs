@@ -16,6 +16,7 @@ mod extent;
 mod layered;
 mod leaf;
 
+use std::cell::Cell;
 use std::error::Error;
 use std::future::Future;
 use std::io;
@@ -234,8 +235,24 @@ pub trait Layer: Send + Sync + 'static {
     }
 }
 
+/// How a thread lets its others have their turn.
+pub type GiveWay = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+
+thread_local! {
+    static GIVE_WAY: Cell<Option<GiveWay>> = const { Cell::new(None) };
+}
+
+/// Has this thread let its others have their turn in that way: a runtime counts among them who waits for a socket, and
+/// looks at sockets now and then only while somebody has something to do.
+pub fn set_give_way(how: GiveWay) {
+    GIVE_WAY.set(Some(how));
+}
+
 /// Lets the others on this thread have their turn.
 pub async fn give_way() {
+    if let Some(how) = GIVE_WAY.get() {
+        return how().await;
+    }
     let mut gave = false;
     std::future::poll_fn(|cx| {
         if std::mem::replace(&mut gave, true) {

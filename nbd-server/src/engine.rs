@@ -4,8 +4,8 @@
 //! Measured on cached 4 KiB reads: `preadv2(RWF_NOWAIT)` costs what `pread` costs (1 µs), a hop
 //! to another thread five to nine times that. So reads are tried inline first. What may block for as long as
 //! the disk likes goes to the [ring], which needs no thread of ours and answers many at once. The [pool] has
-//! the rest: syncs, which take so much longer than a hop, whatever the ring does not do, and everything where
-//! the kernel gives no ring, as in many containers.
+//! the rest: syncs, which take so much longer than a hop, whatever the ring does not do, file systems that wait
+//! inside it (FUSE, the network's), and everything where the kernel gives no ring, as in many containers.
 
 pub mod drive;
 pub mod inline;

@@ -20,6 +20,7 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tracing::Instrument;
 
+use crate::device::set_give_way;
 use crate::durability::Clock;
 use crate::engine::drive;
 use crate::engine::seat::Occupied;
@@ -157,6 +158,7 @@ async fn work(
     ring: Option<Ring>,
 ) {
     seat.install();
+    set_give_way(|| Box::pin(tokio::task::yield_now()));
     let company = Company::new(seat);
     if let Some(ring) = ring.map(Rc::new) {
         ring.install();

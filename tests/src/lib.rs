@@ -16,6 +16,8 @@
 //! | [`probes`] | whether any server keeps the protocol, as a table |
 //! | [`mount`] | file systems and loop devices that are taken down again |
 //! | [`failing_disk`] | a disk that fails in the kernel, and the promises that are made on it |
+//! | [`slow_disk`] | a disk that is slow or hangs, through FUSE |
+//! | [`neighbours`] | a good client among neighbours that are in trouble, as a table |
 //! | [`model`] | seeded randomness and the memory a disk is compared with |
 //! | [`tidy`] | the rules of the house, checked on source text |
 //!
@@ -32,10 +34,12 @@ pub mod failing_disk;
 pub mod haggle;
 pub mod model;
 pub mod mount;
+pub mod neighbours;
 pub mod operator;
 pub mod pki;
 pub mod probes;
 pub mod server;
+pub mod slow_disk;
 pub mod tidy;
 pub mod tool;
 pub mod trace;

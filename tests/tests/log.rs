@@ -15,8 +15,9 @@ use nix::unistd::Pid;
 use tests::client::{Client, PLAIN};
 use tests::crash::crash_tool;
 use tests::disk::Disk;
+use tests::endpoint::Endpoint;
 use tests::operator::Operator;
-use tests::server::{Server, server_tool};
+use tests::server::{Server, attach_tool, server_tool};
 use tests::{PATIENCE, tool, wait_until};
 
 /// What becomes of a stream.
@@ -94,6 +95,32 @@ fn recorded(dir: &Path) {
     fs::write(dir.join("image"), [0; 1 << 20]).expect("a file can be made");
 }
 
+/// A command, its exit code, and that where standard output is full.
+type Due<'a> = (&'a Path, &'a [&'a str], i32, i32);
+
+/// Runs each with every fate of either stream. `MADE` in its words is a path of its own in the directory.
+fn end_as_they_should(commands: &[Due<'_>], dir: &Path) {
+    let mut made = 0;
+    for (tool, args, code, if_full) in commands {
+        for fate in FATES {
+            for stdout in [true, false] {
+                made += 1;
+                let new = dir.join(format!("made-{made}"));
+                let new = new.to_str().expect("temporary paths are text");
+                let args: Vec<&str> = args.iter().map(|arg| if *arg == "MADE" { new } else { arg }).collect();
+                let (out, err) = if stdout { (Some(fate), None) } else { (None, Some(fate)) };
+                let due = if stdout && fate == Fate::Full { *if_full } else { *code };
+                let (found, said) = end(tool, &args, out, err);
+                assert_eq!(found, Some(due), "{args:?} with {out:?} and {err:?}: {said}");
+                assert!(!said.contains("panicked"), "{args:?} with {out:?} and {err:?}: {said}");
+                if stdout && fate == Fate::Full && *code == 0 {
+                    assert!(said.contains("No space left on device"), "{args:?}: {said}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_command_ends_as_it_should_whatever_its_outputs_are() {
     let disk = Disk::sparse(1 << 20);
@@ -104,9 +131,8 @@ fn every_command_ends_as_it_should_whatever_its_outputs_are() {
     let (admin, log, image) = (operator.socket().to_str().expect("text"), path("log"), path("image"));
     fs::write(path("config"), "[[export]]\nname = \"a\"\nserve = \"memory:1M\"\n").expect("a file");
     let (ours, crash) = (server_tool(), crash_tool());
-    let (config, mut made) = (path("config"), 0);
-    // The command, its exit code, and that where standard output is full.
-    let commands: &[(&Path, &[&str], i32, i32)] = &[
+    let config = path("config");
+    let commands: &[Due<'_>] = &[
         (ours, &["--help"], 0, 1),
         (ours, &["--version"], 0, 1),
         (ours, &["--nonsense"], 2, 2),
@@ -129,26 +155,38 @@ fn every_command_ends_as_it_should_whatever_its_outputs_are() {
         (crash, &["generate", "--steps", "1"], 0, 2),
         (crash, &["export", &log, "MADE"], 0, 2),
         (crash, &["mark", "--to", "/nowhere", "text"], 2, 2),
+        (crash, &["--version"], 0, 2),
+        (crash, &["--nonsense"], 2, 2),
+        (crash, &["import", "/nowhere", "MADE"], 2, 2),
     ];
-    for (tool, args, code, if_full) in commands {
-        for fate in FATES {
-            for stdout in [true, false] {
-                made += 1;
-                let new = path(&format!("made-{made}"));
-                let args: Vec<&str> =
-                    args.iter().map(|arg| if *arg == "MADE" { new.as_str() } else { arg }).collect();
-                let (out, err) = if stdout { (Some(fate), None) } else { (None, Some(fate)) };
-                let due = if stdout && fate == Fate::Full { *if_full } else { *code };
-                let (found, said) = end(tool, &args, out, err);
-                assert_eq!(found, Some(due), "{args:?} with {out:?} and {err:?}: {said}");
-                assert!(!said.contains("panicked"), "{args:?} with {out:?} and {err:?}: {said}");
-                if stdout && fate == Fate::Full && *code == 0 {
-                    assert!(said.contains("No space left on device"), "{args:?}: {said}");
-                }
-            }
-        }
-    }
+    end_as_they_should(commands, disk.dir());
     drop(server);
+}
+
+#[test]
+fn every_command_of_nbd_attach_ends_as_it_should_whatever_its_outputs_are() {
+    let server = Server::of("memory:1M");
+    let attach = attach_tool();
+    let Endpoint::Unix(socket) = server.endpoint() else { panic!("it is a Unix socket") };
+    let (uri, gone) = (format!("nbd+unix:///?socket={}", socket.display()), "nbd+unix:///?socket=/nowhere");
+    let commands: &[Due<'_>] = &[
+        (attach, &["--help"], 0, 1),
+        (attach, &["--version"], 0, 1),
+        (attach, &["--nonsense"], 2, 2),
+        (attach, &["info", &uri], 0, 1),
+        (attach, &["info", "--json", &uri], 0, 1),
+        (attach, &["info", gone], 5, 5),
+        (attach, &["attach", "nonsense"], 2, 2),
+        (attach, &["detach", "nonsense"], 3, 3),
+        (attach, &["keep", "nonsense"], 3, 3),
+        (attach, &["up", "--tab", "/nowhere", "nonsense"], 1, 1),
+        (attach, &["status", "--json"], 0, 1),
+        (attach, &["status", "nonsense"], 3, 3),
+        (attach, &["watch", "nonsense"], 3, 3),
+        (attach, &["flush", "/nowhere"], 2, 2),
+        (attach, &["probe", "/nowhere"], 2, 2),
+    ];
+    end_as_they_should(commands, Path::new("/nowhere"));
 }
 
 /// A server on a Unix socket with such streams, killed when dropped.
@@ -191,7 +229,7 @@ fn a_server_serves_and_stops_whatever_its_outputs_are() {
         let export = disk.path().to_str().expect("temporary paths are text");
         // Every request is logged, some megabytes in all: more than any pipe holds.
         let mut server = Odd::start(&["-v", "-v", "--workers", "1", export], &socket, fate, fate);
-        let endpoint = tests::endpoint::Endpoint::Unix(socket);
+        let endpoint = Endpoint::Unix(socket);
         let mut client = Client::connect(&endpoint);
         for number in 0..5000 {
             assert_eq!(client.write(PLAIN, number % 256 * 4096, &[1; 4096]), WireError::OK, "{fate:?}");

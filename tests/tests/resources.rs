@@ -193,22 +193,55 @@ fn a_thousand_half_open_connections_are_borne_and_dropped() {
 }
 
 #[test]
-fn a_thousand_exports_of_files_start_with_a_soft_limit_of_1024_descriptors() {
+fn three_thousand_exports_and_ten_thousand_connections_fit_into_the_limits_of_a_service() {
+    const EXPORTS: usize = 3000;
+    const CONNECTIONS: usize = 10_000;
+    if !has_descriptors(CONNECTIONS) {
+        return;
+    }
+    // The limits that systemd gives, as far as this process has them.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
-    if hard < 8000 {
-        return tests::tool::skip("needs 8000 descriptors (ulimit -Hn)");
+    let (soft, hard) = (1024, hard.min(524_288));
+    if hard < 16_500 {
+        return tests::tool::skip("needs 16500 descriptors (ulimit -Hn)");
     }
     let dir = tempfile::tempdir().expect("a directory");
-    let mut config = format!("unix = [\"{}\"]\n", dir.path().join("nbd.sock").display());
-    for number in 0..1000 {
+    let mut config = format!(
+        "unix = [\"{}\"]\nmax-connections = {}\n",
+        dir.path().join("nbd.sock").display(),
+        CONNECTIONS + 1
+    );
+    for number in 0..EXPORTS {
         let path = dir.path().join(format!("{number}.img"));
         File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("an image");
         config += &format!("[[export]]\nname = \"{number}\"\nserve = \"{}\"\n", path.display());
     }
     let file = dir.path().join("nbd.toml");
     std::fs::write(&file, config).expect("a configuration");
-    let limited = ["sh", "-c", "ulimit -Sn 1024; exec \"$@\"", "sh"];
+    let limited = ["sh", "-c", &format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$@\""), "sh"];
+    let alone = Server::of("memory:1M");
     let server = Server::builder().under(limited).config(&file, 1).start();
-    let mut last = Client::try_connect(server.endpoint(), "999").expect("it is served");
-    assert_eq!(last.write(PLAIN, 0, &[1; 512]), WireError::OK);
+    let cost = |name: &str, before: u64, count: usize| (server.status(name) - before) as f64 / count as f64;
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("it lives").count();
+    let (opened, resident) = (descriptors(), server.status("VmRSS"));
+    let exports = cost("VmRSS", alone.status("VmRSS"), EXPORTS);
+    let each = opened as f64 / EXPORTS as f64;
+    println!("an idle export of a file costs {exports:.1} KiB and {each:.2} descriptors");
+
+    let room = usize::try_from(hard).expect("a limit is small") - opened - 100;
+    let connections = CONNECTIONS.min(room);
+    let mut clients: Vec<Client> = (0..connections)
+        .map(|number| {
+            let export = (number % EXPORTS).to_string();
+            Client::try_connect(server.endpoint(), &export).expect("it is served")
+        })
+        .collect();
+    for client in &mut clients {
+        assert_eq!(client.read(0, 512), Ok(vec![0; 512]));
+    }
+    let idle = cost("VmRSS", resident, connections);
+    let each = (descriptors() - opened) as f64 / connections as f64;
+    println!("an idle connection, one of {connections}, costs {idle:.1} KiB and {each:.2} descriptors");
+    assert!(exports < 32.0 && idle < 64.0, "KiB of each");
+    assert_eq!(clients[0].write(PLAIN, 0, &[1; 512]), WireError::OK);
 }

@@ -14,6 +14,7 @@ mod fuzz;
 mod install;
 mod janitor;
 mod kernels;
+mod neighbours;
 mod run;
 mod test;
 mod times;
@@ -44,6 +45,8 @@ enum Command {
     Conformance(conformance::Args),
     /// Serve disks that fail in the kernel, look up on the medium what was answered as durable, and print a table.
     FailingDisk(failing_disk::Args),
+    /// Have disks, clients and logs of a server hang, and print how long a good client waits meanwhile.
+    Neighbours(neighbours::Args),
     /// Fuzz every parser and whole sessions.
     Fuzz(fuzz::Args),
     /// Count the lines of the protocol crate that its own tests reach.
@@ -75,6 +78,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Audit(args) => audit::run(args),
         Command::Conformance(args) => conformance::run(args),
         Command::FailingDisk(args) => failing_disk::run(args),
+        Command::Neighbours(args) => neighbours::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Coverage(args) => coverage::run(args),
         Command::Crash(args) => crash::run(args),

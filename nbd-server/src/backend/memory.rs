@@ -16,8 +16,8 @@ const CHUNK: usize = 256 << 10;
 /// Chunks looked at for one answer about extents: a worker waits for it, and so do its other clients.
 const LOOK_MAX: usize = 16 << 10;
 
-/// Chunks zeroed before others have their turn: 4 MiB, a fraction of a millisecond.
-const ZEROED_AT_ONCE: usize = 16;
+/// Chunks copied or zeroed before others have their turn: 4 MiB, a millisecond at most.
+const AT_ONCE: usize = 16;
 
 /// Serves memory; chunks never written cost nothing.
 pub struct MemoryBackend {
@@ -51,13 +51,21 @@ impl MemoryBackend {
     }
 }
 
+/// Before the chunk of that number, if there were many.
+async fn others_have_their_turn(number: usize) {
+    if number % AT_ONCE == AT_ONCE - 1 {
+        give_way().await;
+    }
+}
+
 impl Backend for MemoryBackend {
     fn shape(&self) -> Shape {
         Shape { sparse: Support::Native, ..Shape::capable(self.size) }
     }
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
-        for (chunk, start, done, len) in Self::pieces(at, buf.len()) {
+        for (number, (chunk, start, done, len)) in Self::pieces(at, buf.len()).enumerate() {
+            others_have_their_turn(number).await;
             let chunk = self.chunks[chunk].read().unwrap_or_else(PoisonError::into_inner);
             match &*chunk {
                 Some(bytes) => buf[done..done + len].copy_from_slice(&bytes[start..start + len]),
@@ -68,7 +76,8 @@ impl Backend for MemoryBackend {
     }
 
     async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
-        for (chunk, start, done, len) in Self::pieces(at, data.len()) {
+        for (number, (chunk, start, done, len)) in Self::pieces(at, data.len()).enumerate() {
+            others_have_their_turn(number).await;
             let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
             let bytes = chunk.get_or_insert_with(|| vec![0; CHUNK].into());
             bytes[start..start + len].copy_from_slice(&data[done..done + len]);
@@ -87,9 +96,7 @@ impl Backend for MemoryBackend {
         }
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
         for (number, (chunk, start, _, len)) in Self::pieces(at, len).enumerate() {
-            if number % ZEROED_AT_ONCE == ZEROED_AT_ONCE - 1 {
-                give_way().await;
-            }
+            others_have_their_turn(number).await;
             let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
             match &mut *chunk {
                 Some(_) if len == CHUNK => *chunk = None,

@@ -3,7 +3,7 @@
 //! | what | how |
 //! |---|---|
 //! | reads of what is cached | where the request is |
-//! | other reads; everything around the page cache | by the worker's ring, else on the pool |
+//! | other reads; everything around the page cache | by the worker's ring, if the file system is one of a local disk; else on the pool |
 //! | buffered writes | where the request is, if its worker [may wait](seat); else in the file's [`Lane`] |
 //! | long ones, and syncs | on the pool |
 //! | anything that lies in memory | where the request is, unless it is long |
@@ -57,6 +57,8 @@ pub(super) struct Storage {
     file_len: Option<u64>,
     /// For so many writes more it is held to be slow.
     slow: AtomicU32,
+    /// Whether rings may have its operations.
+    submitted_at_once: bool,
     /// Operations that rings have.
     in_rings: AtomicUsize,
 }
@@ -79,8 +81,20 @@ impl Storage {
         let others = (1..syncs).map(|_| open_again(&file).map(Arc::new)).collect::<io::Result<_>>()?;
         let file = Arc::new(file);
         let lane = Lane::new(file.clone(), share.clone());
+        let submitted_at_once = inline::is_submitted_at_once(&file);
         let (slow, in_rings) = (AtomicU32::new(0), AtomicUsize::new(0));
-        Ok(Storage { file, others, share, lane, direct, in_memory, file_len, slow, in_rings })
+        Ok(Storage {
+            file,
+            others,
+            share,
+            lane,
+            direct,
+            in_memory,
+            file_len,
+            slow,
+            submitted_at_once,
+            in_rings,
+        })
     }
 
     /// Syncs that may run at once.
@@ -177,7 +191,7 @@ impl Storage {
     /// copy much would hold up the others.
     fn ring_for(&self, len: usize) -> Option<InRing<'_>> {
         let copies_much = self.direct.is_none() && len > inline::COPY_MAX;
-        if self.in_memory || copies_much {
+        if self.in_memory || copies_much || !self.submitted_at_once {
             return None;
         }
         let ring = ring::current()?;

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Definition, Globals, Plan, definition, globals, tls};
+use super::{Definition, Globals, Plan, Served, definition, globals, tls};
 use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::confine::Sandbox;
 use crate::engine::Engine;
@@ -135,11 +135,14 @@ impl Plan {
         let serve = serve(&file);
         let globals = Globals { directories: file.directories.clone(), ..globals(&serve)? };
         let mut plan = Plan { globals, tls: tls(&serve), exports: Vec::new() };
+        let mut served = Served::new();
         for table in &file.export {
-            let line = line_of(text, table.span().start);
             define(table.get_ref(), &serve)
-                .and_then(|definition| plan.add(definition))
-                .with_context(|| format!("line {line}: export {:?}", table.get_ref().name))?;
+                .and_then(|definition| plan.add(definition, &mut served))
+                .with_context(|| {
+                    let line = line_of(text, table.span().start);
+                    format!("line {line}: export {:?}", table.get_ref().name)
+                })?;
         }
         anyhow::ensure!(!plan.exports.is_empty(), "there is no [[export]]: nothing is to be served");
         Ok(plan)
