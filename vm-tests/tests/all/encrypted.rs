@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use vm_tests::promise::Promises;
-use vm_tests::{Chance, DISK, Fs, PKI, Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{Chance, DISK, Fs, PKI, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 /// The clock of the certificates must not be before their time.
 fn ready(scene: &Scene) -> Result<Vm> {
@@ -34,7 +34,7 @@ fn sessions(vm: &mut Vm) -> Result<(u64, u64)> {
     Ok((count("TlsCurrTxSw")?, count("TlsCurrRxSw")?))
 }
 
-on_both_kernels!(the_kernel_encrypts, Nbdkit, QemuNbd, Ours);
+on_every_kernel!(the_kernel_encrypts, Nbdkit, QemuNbd, Ours);
 /// By each cipher, to each server: what is written is what the server has.
 fn the_kernel_encrypts(scene: &Scene) -> Result<()> {
     let mut vm = ready(scene)?;
@@ -81,7 +81,7 @@ fn the_kernel_encrypts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(an_encrypted_device_outlives_its_server, Ext4, Ours);
+on_every_kernel!(an_encrypted_device_outlives_its_server, Ext4, Ours);
 /// Killed again and again, and given new keys all the time, it keeps what it promised.
 fn an_encrypted_device_outlives_its_server(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vm_tests::promise::Promises;
-use vm_tests::{Chance, DISK, Fs, Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{Chance, DISK, Fs, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const URI: &str = "nbd+unix:///?socket=/run/life.sock";
 
@@ -65,7 +65,7 @@ fn the_same_id_is_the_same_device(scene: &Scene) -> Result<()> {
     vm.run("nbd-attach detach data").map(drop)
 }
 
-on_both_kernels!(a_keeper_that_was_killed_is_succeeded, Ext4, Ours);
+on_every_kernel!(a_keeper_that_was_killed_is_succeeded, Ext4, Ours);
 /// Servers and keepers are killed in turn, under a workload; the next keeper finds the device by its id, learns which
 /// connections are dead by offering new ones, and no request fails. All of it is told to who watches.
 fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
@@ -121,7 +121,7 @@ fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(whatever_the_server_does_a_device_can_be_detached, Ours);
+on_every_kernel!(whatever_the_server_does_a_device_can_be_detached, Ours);
 /// In bounded time, with nothing left behind: alive, dead, hanging with requests in flight, with a keeper and
 /// without, with a request timeout and without one.
 fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()> {
@@ -197,7 +197,7 @@ fn a_driver_that_is_held_up_keeps_nobody_from_ending(scene: &Scene) -> Result<()
     Ok(())
 }
 
-on_both_kernels!(growth_is_noticed, Nbdkit, Ours);
+on_every_kernel!(growth_is_noticed, Nbdkit, Ours);
 /// The device grows while it is used; it never shrinks. nbdkit looks at the file for every connection.
 fn growth_is_noticed(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;
