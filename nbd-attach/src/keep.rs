@@ -11,13 +11,14 @@
 //!       ─▶ orphans    connections that an earlier keeper made, of which only the kernel knows
 //!       ─▶ growth     the export has grown           ─▶ slow     a request takes longer than the driver waits
 //!       ─▶ wear       TLS keys are worn out          ─▶ disk     which disk is it, if the server cannot tell?
-//!       ─▶ chronicle  what happened, for people and scripts
+//!       ─▶ chronicle  what happened, for people and scripts ─▶ notifier  for systemd
 //! ```
 
 mod chronicle;
 mod disk;
 mod growth;
 mod memory;
+mod notifier;
 mod orphans;
 mod renew;
 mod sentry;

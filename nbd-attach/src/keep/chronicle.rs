@@ -2,6 +2,7 @@
 //! and `watch` read, and to systemd. None of them keeps the keeper waiting, and none that fails ends it.
 
 use super::Ended;
+use super::notifier::Notifier;
 use crate::config::Output;
 use crate::device::Index;
 use crate::event::{Event, now};
@@ -10,7 +11,6 @@ use crate::opener::Ends;
 use crate::registry::{Connection, Phase, Record, Registry, Remembered, Request, VERSION};
 use crate::same::Told;
 use crate::tls::kernel::Cipher;
-use sd_notify::NotifyState;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::time::Duration;
@@ -23,6 +23,7 @@ pub(super) struct Chronicle<'a> {
     output: Output,
     out: RefCell<NonBlocking>,
     /// Whether it was said that nothing can be remembered.
+    systemd: Notifier,
     forgetful: Cell<bool>,
 }
 
@@ -46,9 +47,9 @@ impl<'a> Chronicle<'a> {
             output,
             out: RefCell::new(out),
             forgetful: Cell::new(false),
+            systemd: Notifier::start(),
         };
-        // For systemd this is the end of the start; without it, it is nothing.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        chronicle.systemd.ready();
         chronicle.tell(Event::Kept { pid });
         chronicle
     }
@@ -61,8 +62,7 @@ impl<'a> Chronicle<'a> {
             true => tracing::warn!("{words}"),
             false => tracing::info!("{words}"),
         }
-        // See above.
-        let _ = sd_notify::notify(&[NotifyState::Status(&words)]);
+        self.systemd.status(&words);
         if let Event::Reconnected { .. } = &event {
             let mut record = self.record.borrow_mut();
             record.reconnects += 1;
