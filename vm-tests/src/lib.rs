@@ -38,7 +38,7 @@ pub use pki::PKI;
 pub use remains::Remains;
 pub use scene::Scene;
 pub use server::HostServer;
-pub use steps::{Counters, DISK, Fs};
+pub use steps::{Counters, DISK, Fs, NOTHING_ATTACHED};
 pub use vm::{CommandFailed, Finished, Signal, Vm};
 
 /// Turns `fn name(scene: &Scene) -> anyhow::Result<()>` into the tests `name::on_6_1`, `name::on_6_12` and `name::on_7`,

@@ -3,7 +3,7 @@
 //! that had another server before fits its new one.
 
 use anyhow::{Result, ensure};
-use vm_tests::{Scene, Signal, Vm, on_both_kernels, on_every_kernel};
+use vm_tests::{NOTHING_ATTACHED, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const SOCKET: &str = "nbd+unix:///?socket=/run/nbd.sock";
 
@@ -58,7 +58,7 @@ fn a_life(scene: &Scene) -> Result<()> {
     nothing_attached(&mut vm)?;
     refused(&mut vm, "nbd-attach detach /dev/nbd0", 3, &["/dev/nbd0 is not attached"])?;
     refused(&mut vm, "nbd-attach status /dev/nbd0", 3, &["/dev/nbd0 is not attached"])?;
-    ensure!(vm.run("nbd-attach status --json")? == "[]");
+    ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED);
 
     let json =
         vm.run(&format!("nbd-attach attach '{SOCKET}' --device /dev/nbd3 --read-only --json 2>/dev/null"))?;
@@ -97,7 +97,7 @@ fn refusals(scene: &Scene) -> Result<()> {
         9,
         &["nbd module is not loaded", "modprobe nbd"],
     )?;
-    ensure!(vm.run("nbd-attach status --json")? == "[]", "looking must not need the module");
+    ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED, "looking must not need the module");
     vm.run(&format!("mv /tmp/hidden {module}"))?;
     // Even a system without modprobe has the module.
     vm.run("for dir in $(echo $PATH | tr : ' '); do rm -f $dir/modprobe; done; ! which modprobe")?;

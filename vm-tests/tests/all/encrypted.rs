@@ -4,7 +4,9 @@
 
 use anyhow::{Context, Result, ensure};
 use vm_tests::promise::Promises;
-use vm_tests::{Chance, DISK, Fs, PKI, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
+use vm_tests::{
+    Chance, DISK, Fs, NOTHING_ATTACHED, PKI, Scene, Signal, Vm, on_both_kernels, on_every_kernel,
+};
 
 /// The clock of the certificates must not be before their time.
 fn ready(scene: &Scene) -> Result<Vm> {
@@ -130,7 +132,7 @@ fn what_cannot_be_encrypted(scene: &Scene) -> Result<()> {
     let mut refused = |command: &str, part: &str| -> Result<()> {
         let finished = vm.try_run(command)?;
         ensure!(finished.code == 6 && finished.output.contains(part), "{command}: {finished:?}");
-        ensure!(vm.run("nbd-attach status --json")? == "[]");
+        ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED);
         Ok(())
     };
     refused("nbd-attach attach nbd://localhost", "TLS")?;

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{Fs, Scene, Signal, Vm, guest, on_both_kernels, paths};
+use vm_tests::{Fs, NOTHING_ATTACHED, Scene, Signal, Vm, guest, on_both_kernels, paths};
 
 /// systemd is the first process of a process and mount namespace of its own, so that it can be asked to power off.
 const BOOT: &str = "exec env container=vm unshare -p -f -m --mount-proc /lib/systemd/systemd --system \
@@ -174,7 +174,7 @@ fn a_system_with_the_package(scene: &Scene) -> Result<()> {
     // What is mounted is unmounted before its device goes.
     inside(&mut vm, "systemctl poweroff")?;
     vm.wait_exit("systemd-1")?;
-    ensure!(vm.run("nbd-attach status --json")? == "[]", "{}", vm.console());
+    ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED, "{}", vm.console());
     vm.run("dumpe2fs -h /tmp/data 2>/dev/null | grep -q 'state: *clean' && e2fsck -fn /tmp/data")?;
 
     boot(&mut vm, "systemd-2")?;
@@ -182,7 +182,7 @@ fn a_system_with_the_package(scene: &Scene) -> Result<()> {
     inside(&mut vm, "seq 20000 | cmp - /srv/data/numbers && umount /srv/data")?;
     inside(&mut vm, "/usr/bin/dpkg --purge nbd-stack")?;
     let status = vm.run("/tmp/ours-attach status --json")?;
-    ensure!(status == "[]", "{status}");
+    ensure!(status == NOTHING_ATTACHED, "{status}");
     let left = vm.run(
         "find / -xdev -name '*nbd-attach*' -not -path '/tmp/*' -not -path '/proc/*' -not -path '/sys/*'",
     )?;
