@@ -32,9 +32,11 @@ use crate::background;
 use crate::config::AttachConfig;
 use crate::device::Index;
 use crate::event::Event;
+use crate::health::lives;
 use crate::host::Host;
 use crate::interrupt::{Caught, Interrupt};
 use crate::netlink::client::{NetlinkError, Socket};
+use crate::netlink::destroy::destroy;
 use crate::opener::{Ends, Opener};
 use crate::registry::{Connection, Lock, Record, Request};
 use crate::revive::probe;
@@ -48,7 +50,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use renew::{Fresh, PAUSE_MAX};
 use slow::Slowness;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -57,7 +59,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, interval, sleep};
 use tracing_appender::non_blocking::NonBlocking;
-use wear::Wear;
+use wear::{Since, Wear};
 
 /// For connecting, for TLS and for the handshake, each.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -115,7 +117,8 @@ pub async fn keep(
     for (place, (socket, ends)) in sockets.into_iter().zip(ends).enumerate() {
         keeper.watch(place, socket, ends)?;
     }
-    let wear = Wear::new(cipher, config.renew_after);
+    // What an earlier keeper's connections have sent, only the device's own count tells.
+    let wear = Wear::new(cipher, config.renew_after, if known == 0 { Since::Ever } else { Since::Now });
     let ended = tokio::select! {
         ended = keeper.run(dead, known, wear, interrupt) => ended?,
         never = keeper.announce(answer, &attached, out) => match never {},
@@ -185,7 +188,7 @@ impl Keeper<'_> {
     ) -> io::Result<Ended> {
         let mut redials = FuturesUnordered::new();
         let mut look = interval(LOOK_EVERY);
-        let mut orphans = std::pin::pin!(self.adopt_orphans(known..self.config.connections));
+        let mut orphans = std::pin::pin!(self.adopt_orphans((known..self.config.connections).collect()));
         let mut growth = std::pin::pin!(futures::future::join(self.watch_growth(), self.grow()));
         let mut slow = String::new();
         loop {
@@ -290,15 +293,36 @@ impl Keeper<'_> {
         sentry::until_dead(place, socket, self.deaths.clone())
     }
 
-    /// Gives up one connection whose keys are worn out, or that knows of a smaller export; its death brings a new one.
+    /// Gives up connections that know of a smaller export, or one whose keys are worn out; their death brings new ones.
     fn renew_worn(&self, wear: &mut Wear) {
-        let device = self.host.sysfs.device(self.index);
-        let outgrown = self.outgrown().filter(|place| self.alive.borrow().contains_key(place));
-        let worn = || wear.worn(&device, &self.alive.borrow());
-        let Some(place) = outgrown.or_else(worn) else { return };
-        self.chronicle.tell(Event::Renewing { connection: place + 1 });
+        let Some(all) = self.living() else { return };
+        let mut places = self.outgrown(&all);
+        if places.is_empty() {
+            places.extend(wear.worn(&self.host.sysfs.device(self.index), &all));
+        }
+        for place in places {
+            self.give_up(place);
+        }
+    }
+
+    /// The places of the connections that live and can be replaced; none while one of the device's is known to be dead.
+    fn living(&self) -> Option<BTreeSet<usize>> {
+        let orphans = self.chronicle.orphans();
+        let dead = orphans.values().any(|ends| lives(*ends) == Some(false));
+        let seen = orphans.into_iter().filter(|(_, ends)| lives(*ends) == Some(true)).map(|(place, _)| place);
+        (!dead).then(|| self.alive.borrow().keys().copied().chain(seen).collect())
+    }
+
+    /// Ends a connection: by its socket, or, where only the driver has that, by the addresses of its ends.
+    fn give_up(&self, place: usize) {
         if let Some(socket) = self.alive.borrow().get(&place) {
+            self.chronicle.tell(Event::Renewing { connection: place + 1 });
             cut(socket);
+        } else if let Some(Ends::Tcp { local, peer }) = self.chronicle.orphans().get(&place) {
+            self.chronicle.tell(Event::Renewing { connection: place + 1 });
+            if let Err(error) = destroy(*local, *peer) {
+                tracing::warn!("{}: connection {} is not replaced: {error}", self.index, place + 1);
+            }
         }
     }
 

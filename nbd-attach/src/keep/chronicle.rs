@@ -12,6 +12,7 @@ use crate::registry::{Connection, Phase, Record, Registry, Remembered, Request, 
 use crate::same::Told;
 use crate::tls::kernel::Cipher;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 use tracing_appender::non_blocking::NonBlocking;
@@ -22,8 +23,8 @@ pub(super) struct Chronicle<'a> {
     record: RefCell<Record>,
     output: Output,
     out: RefCell<NonBlocking>,
-    /// Whether it was said that nothing can be remembered.
     systemd: Notifier,
+    /// Whether it was said that nothing can be remembered.
     forgetful: Cell<bool>,
 }
 
@@ -46,8 +47,8 @@ impl<'a> Chronicle<'a> {
             record: RefCell::new(record),
             output,
             out: RefCell::new(out),
-            forgetful: Cell::new(false),
             systemd: Notifier::start(),
+            forgetful: Cell::new(false),
         };
         chronicle.systemd.ready();
         chronicle.tell(Event::Kept { pid });
@@ -89,6 +90,14 @@ impl<'a> Chronicle<'a> {
         }
         drop(record);
         self.remember();
+    }
+
+    /// The connections that an earlier keeper has made, as far as their ends are known.
+    pub(super) fn orphans(&self) -> BTreeMap<usize, Ends> {
+        let record = self.record.borrow();
+        let all = record.connections.iter().zip(&record.ends).enumerate();
+        let orphans = all.filter(|(_, (how, _))| **how == Connection::Unknown);
+        orphans.filter_map(|(place, (_, ends))| Some((place, (*ends)?))).collect()
     }
 
     /// Notes what the kernel encrypts the newest connection with; the next event makes it known.

@@ -123,6 +123,28 @@ fn an_encrypted_device_outlives_its_server(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+on_both_kernels!(worn_keys_of_an_earlier_keeper_are_renewed, Ours);
+/// Its successor has none of the sockets: it counts what the device has sent, and ends them by their addresses.
+fn worn_keys_of_an_earlier_keeper_are_renewed(scene: &Scene) -> Result<()> {
+    let mut vm = ready(scene)?;
+    vm.run("truncate -s 16M /tmp/disk")?;
+    serve(&mut vm, "server", 10809, "/tmp/disk")?;
+    let options = "--keep --json --id data --timeout 2 --connections 2 --tls-cipher aes-gcm";
+    let keep = |renew: &str| format!("exec nbd-attach attach {options} {renew} '{}'", uri(10809));
+    vm.spawn("first", &keep(""))?;
+    vm.wait_for("first", r#""event":"kept""#)?;
+    vm.run("dd if=/dev/nbd0 of=/dev/null bs=4k count=200 iflag=direct")?;
+    vm.end("first")?;
+    vm.spawn("second", &keep("--renew-after 100"))?;
+    for connection in 1..=2 {
+        vm.wait_for("second", &format!(r#""event":"renewing","connection":{connection}"#))?;
+        vm.wait_for("second", &format!(r#""event":"reconnected","connection":{connection}"#))?;
+    }
+    vm.run("dd if=/dev/nbd0 of=/dev/null bs=4k count=20 iflag=direct && nbd-attach detach data")?;
+    ensure!(vm.wait_exit("second")? == 0, "{}", vm.log("second"));
+    Ok(())
+}
+
 on_both_kernels!(what_cannot_be_encrypted, Ours);
 /// There is no device then, and a sentence that says why.
 fn what_cannot_be_encrypted(scene: &Scene) -> Result<()> {
