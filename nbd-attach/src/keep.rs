@@ -110,6 +110,7 @@ pub async fn keep(
         disk: Disk::default(),
         slowness: Slowness::default(),
         alive: RefCell::new(BTreeMap::new()),
+        stuck: RefCell::default(),
         deaths,
         chronicle: Chronicle::begin(host, index, record, config.output, out.clone()),
     };
@@ -173,6 +174,8 @@ struct Keeper<'a> {
     told: RefCell<Told>,
     /// The connections that live, by their place.
     alive: RefCell<BTreeMap<usize, Socket>>,
+    /// Places of an earlier keeper's connections that could not be ended.
+    stuck: RefCell<BTreeSet<usize>>,
     deaths: mpsc::UnboundedSender<usize>,
     chronicle: Chronicle<'a>,
 }
@@ -281,6 +284,7 @@ impl Keeper<'_> {
         }
         *self.told.borrow_mut() = told;
         self.slowness.adopted(place);
+        self.stuck.borrow_mut().remove(&place);
         self.watch(place, socket, ends)?;
         self.larger.notify_one();
         Ok(())
@@ -309,7 +313,9 @@ impl Keeper<'_> {
     fn living(&self) -> Option<BTreeSet<usize>> {
         let orphans = self.chronicle.orphans();
         let dead = orphans.values().any(|ends| lives(*ends) == Some(false));
-        let seen = orphans.into_iter().filter(|(_, ends)| lives(*ends) == Some(true)).map(|(place, _)| place);
+        let stuck = self.stuck.borrow();
+        let seen = orphans.into_iter().filter(|(_, ends)| lives(*ends) == Some(true));
+        let seen = seen.map(|(place, _)| place).filter(|place| !stuck.contains(place));
         (!dead).then(|| self.alive.borrow().keys().copied().chain(seen).collect())
     }
 
@@ -319,9 +325,16 @@ impl Keeper<'_> {
             self.chronicle.tell(Event::Renewing { connection: place + 1 });
             cut(socket);
         } else if let Some(Ends::Tcp { local, peer }) = self.chronicle.orphans().get(&place) {
-            self.chronicle.tell(Event::Renewing { connection: place + 1 });
-            if let Err(error) = destroy(*local, *peer) {
-                tracing::warn!("{}: connection {} is not replaced: {error}", self.index, place + 1);
+            match destroy(*local, *peer) {
+                Ok(()) => self.chronicle.tell(Event::Renewing { connection: place + 1 }),
+                Err(error) => {
+                    self.stuck.borrow_mut().insert(place);
+                    let device = self.index;
+                    tracing::warn!(
+                        "{device}: connection {} cannot be replaced until it dies ({error}): is there no tcp_diag?",
+                        place + 1
+                    );
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use vm_tests::{
 
 /// The clock of the certificates must not be before their time.
 fn ready(scene: &Scene) -> Result<Vm> {
-    let mut vm = scene.vm().boot()?;
+    let mut vm = scene.vm().module("tcp_diag").boot()?;
     vm.make_pki()?;
     Ok(vm)
 }

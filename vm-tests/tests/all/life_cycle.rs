@@ -200,7 +200,7 @@ fn a_driver_that_is_held_up_keeps_nobody_from_ending(scene: &Scene) -> Result<()
 on_every_kernel!(growth_is_noticed, Nbdkit, Ours);
 /// The device grows while it is used; it never shrinks. nbdkit looks at the file for every connection.
 fn growth_is_noticed(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().boot()?;
+    let mut vm = scene.vm().module("tcp_diag").boot()?;
     vm.run("truncate -s 16M /tmp/disk")?;
     vm.spawn("server", "exec nbdkit --foreground --ipaddr 127.0.0.1 --port 10809 file /tmp/disk")?;
     vm.run("until nbd-attach info nbd://127.0.0.1 >/dev/null 2>&1; do usleep 100000; done")?;
