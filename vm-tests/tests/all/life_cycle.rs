@@ -65,7 +65,7 @@ fn the_same_id_is_the_same_device(scene: &Scene) -> Result<()> {
     vm.run("nbd-attach detach data").map(drop)
 }
 
-on_every_kernel!(a_keeper_that_was_killed_is_succeeded, Ext4, Ours);
+on_both_kernels!(a_keeper_that_was_killed_is_succeeded, Ext4, Ours);
 /// Servers and keepers are killed in turn, under a workload; the next keeper finds the device by its id, learns which
 /// connections are dead by offering new ones, and no request fails. All of it is told to who watches.
 fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
@@ -121,7 +121,7 @@ fn a_keeper_that_was_killed_is_succeeded(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_every_kernel!(whatever_the_server_does_a_device_can_be_detached, Ours);
+on_both_kernels!(whatever_the_server_does_a_device_can_be_detached, Ours);
 /// In bounded time, with nothing left behind: alive, dead, hanging with requests in flight, with a keeper and
 /// without, with a request timeout and without one.
 fn whatever_the_server_does_a_device_can_be_detached(scene: &Scene) -> Result<()> {

@@ -2,7 +2,7 @@
 //! blktests' nbd group), and that a device that had failed works again once its server is back.
 
 use anyhow::{Result, ensure};
-use vm_tests::{Fs, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
+use vm_tests::{Fs, Scene, Signal, Vm, on_both_kernels};
 
 const URI: &str = "nbd+unix:///?socket=/run/race.sock";
 
@@ -11,7 +11,7 @@ fn serve(vm: &mut Vm, name: &str) -> Result<()> {
     vm.wait_for(name, "nbd+unix:").map(drop)
 }
 
-on_every_kernel!(whoever_is_first, Ext4, Ours);
+on_both_kernels!(whoever_is_first, Ext4, Ours);
 /// The module is unloaded under those who attach; a device is mounted while it is detached. Each time one of the two
 /// wins, and the other one is told.
 fn whoever_is_first(scene: &Scene) -> Result<()> {
