@@ -24,6 +24,7 @@ use crate::identifier;
 use crate::interrupt::Interrupt;
 use crate::opener::Opener;
 use crate::registry::{Lock, Phase, Record};
+use crate::tls;
 use crate::tls::kernel::Cipher;
 use claim::claim;
 use existing::existing;
@@ -194,6 +195,12 @@ fn warn(config: &AttachConfig, links: &Links, geometry: &Geometry) {
         tracing::warn!(
             "the server has no epoch: if it loses writes that it has acknowledged, as in a crash of its host, nobody \
              notices, and another disk of this size only by what lies on it (--require-epoch refuses such servers)"
+        );
+    }
+    if links.cipher.is_some() && tls::kernel::loses_count(&driver::release()) {
+        tracing::warn!(
+            "the TLS of Linux 6.18 and later is known to lose count of the memory of xfs's log (\"Bad page state\"): put \
+             another file system on this device, or attach it without TLS"
         );
     }
     if config.keep == Keep::No && links.cipher.as_ref().is_some_and(|cipher| cipher.records_max.is_some()) {

@@ -200,7 +200,7 @@ pub struct Status {
     /// Show only this device, or the one attached by this id; fails when it is not attached
     #[arg(value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Print a JSON array
+    /// Print a JSON object with a `version` and the `devices`
     #[arg(long)]
     pub json: bool,
 }

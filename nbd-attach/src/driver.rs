@@ -85,10 +85,16 @@ fn load() -> Result<(), String> {
     load_directly().map_err(|error| format!("there is no modprobe, and {error}"))
 }
 
+/// The kernel's release, as uname(2) has it; nothing if it does not say.
+#[must_use]
+pub fn release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned())
+}
+
 /// For systems without modprobe. The module depends on no other.
 fn load_directly() -> Result<(), String> {
-    let release = nix::sys::utsname::uname().map_err(|errno| format!("uname failed: {errno}"))?;
-    let release = release.release().to_string_lossy().into_owned();
+    let release = release();
     let directory = PathBuf::from("/lib/modules").join(&release).join("kernel/drivers/block");
     for name in ["nbd.ko", "nbd.ko.xz", "nbd.ko.zst", "nbd.ko.gz"] {
         let path = directory.join(name);

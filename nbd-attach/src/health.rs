@@ -48,7 +48,7 @@ impl Health {
         // A keeper that was killed cannot say so; its right to keep the device ended with it.
         let keeper = record.keeper.filter(|_| kept);
         let connections = match keeper {
-            Some(_) => record.connections.clone(),
+            Some(_) => record.connections_now(),
             None => looked_at(record),
         };
         let count = |how| connections.iter().filter(|connection| **connection == how).count();
@@ -126,15 +126,31 @@ impl Record {
     }
 }
 
-/// How the connections of a device that nobody keeps are: of TCP the machine has a table.
-fn looked_at(record: &Record) -> Vec<Connection> {
+impl Record {
+    /// How the connections are: what the keeper knows, and of those that an earlier one has made, what can be seen.
+    fn connections_now(&self) -> Vec<Connection> {
+        let ends = self.ends.iter().copied().chain(std::iter::repeat(None));
+        let look = |(known, ends): (&Connection, Option<Ends>)| match (known, ends.map(lives)) {
+            (Connection::Unknown, Some(Some(true))) => Connection::Alive,
+            (known, _) => *known,
+        };
+        self.connections.iter().zip(ends).map(look).collect()
+    }
+}
+
+/// Whether a connection with these ends lives: of TCP the machine has a table.
+pub(crate) fn lives(ends: Ends) -> Option<bool> {
+    let Ends::Tcp { local, peer } = ends else { return None };
     let table = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
-    let look = |place: usize| match record.ends.get(place).copied().flatten() {
+    Some(table.iter().any(|table| is_established(table, local, peer)))
+}
+
+/// How the connections of a device that nobody keeps are.
+fn looked_at(record: &Record) -> Vec<Connection> {
+    let look = |place: usize| match record.ends.get(place).copied().flatten().and_then(lives) {
+        Some(true) => Connection::Alive,
         // Who gave it new connections would have written that down.
-        Some(Ends::Tcp { local, peer }) if table.iter().any(|table| is_established(table, local, peer)) => {
-            Connection::Alive
-        }
-        Some(Ends::Tcp { .. }) if record.reconnects == 0 => Connection::Dead,
+        Some(false) if record.reconnects == 0 => Connection::Dead,
         _ => Connection::Unknown,
     };
     (0..record.connections.len()).map(look).collect()

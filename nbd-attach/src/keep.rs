@@ -11,13 +11,14 @@
 //!       ─▶ orphans    connections that an earlier keeper made, of which only the kernel knows
 //!       ─▶ growth     the export has grown           ─▶ slow     a request takes longer than the driver waits
 //!       ─▶ wear       TLS keys are worn out          ─▶ disk     which disk is it, if the server cannot tell?
-//!       ─▶ chronicle  what happened, for people and scripts
+//!       ─▶ chronicle  what happened, for people and scripts ─▶ notifier  for systemd
 //! ```
 
 mod chronicle;
 mod disk;
 mod growth;
 mod memory;
+mod notifier;
 mod orphans;
 mod renew;
 mod sentry;
@@ -31,9 +32,11 @@ use crate::background;
 use crate::config::AttachConfig;
 use crate::device::Index;
 use crate::event::Event;
+use crate::health::lives;
 use crate::host::Host;
 use crate::interrupt::{Caught, Interrupt};
 use crate::netlink::client::{NetlinkError, Socket};
+use crate::netlink::destroy::destroy;
 use crate::opener::{Ends, Opener};
 use crate::registry::{Connection, Lock, Record, Request};
 use crate::revive::probe;
@@ -47,7 +50,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use renew::{Fresh, PAUSE_MAX};
 use slow::Slowness;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -56,7 +59,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, interval, sleep};
 use tracing_appender::non_blocking::NonBlocking;
-use wear::Wear;
+use wear::{Since, Wear};
 
 /// For connecting, for TLS and for the handshake, each.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -107,6 +110,7 @@ pub async fn keep(
         disk: Disk::default(),
         slowness: Slowness::default(),
         alive: RefCell::new(BTreeMap::new()),
+        stuck: RefCell::default(),
         deaths,
         chronicle: Chronicle::begin(host, index, record, config.output, out.clone()),
     };
@@ -114,7 +118,8 @@ pub async fn keep(
     for (place, (socket, ends)) in sockets.into_iter().zip(ends).enumerate() {
         keeper.watch(place, socket, ends)?;
     }
-    let wear = Wear::new(cipher, config.renew_after);
+    // What an earlier keeper's connections have sent, only the device's own count tells.
+    let wear = Wear::new(cipher, config.renew_after, if known == 0 { Since::Ever } else { Since::Now });
     let ended = tokio::select! {
         ended = keeper.run(dead, known, wear, interrupt) => ended?,
         never = keeper.announce(answer, &attached, out) => match never {},
@@ -169,6 +174,8 @@ struct Keeper<'a> {
     told: RefCell<Told>,
     /// The connections that live, by their place.
     alive: RefCell<BTreeMap<usize, Socket>>,
+    /// Places of an earlier keeper's connections that could not be ended.
+    stuck: RefCell<BTreeSet<usize>>,
     deaths: mpsc::UnboundedSender<usize>,
     chronicle: Chronicle<'a>,
 }
@@ -184,7 +191,7 @@ impl Keeper<'_> {
     ) -> io::Result<Ended> {
         let mut redials = FuturesUnordered::new();
         let mut look = interval(LOOK_EVERY);
-        let mut orphans = std::pin::pin!(self.adopt_orphans(known..self.config.connections));
+        let mut orphans = std::pin::pin!(self.adopt_orphans((known..self.config.connections).collect()));
         let mut growth = std::pin::pin!(futures::future::join(self.watch_growth(), self.grow()));
         let mut slow = String::new();
         loop {
@@ -277,6 +284,7 @@ impl Keeper<'_> {
         }
         *self.told.borrow_mut() = told;
         self.slowness.adopted(place);
+        self.stuck.borrow_mut().remove(&place);
         self.watch(place, socket, ends)?;
         self.larger.notify_one();
         Ok(())
@@ -289,15 +297,45 @@ impl Keeper<'_> {
         sentry::until_dead(place, socket, self.deaths.clone())
     }
 
-    /// Gives up one connection whose keys are worn out, or that knows of a smaller export; its death brings a new one.
+    /// Gives up connections that know of a smaller export, or one whose keys are worn out; their death brings new ones.
     fn renew_worn(&self, wear: &mut Wear) {
-        let device = self.host.sysfs.device(self.index);
-        let outgrown = self.outgrown().filter(|place| self.alive.borrow().contains_key(place));
-        let worn = || wear.worn(&device, &self.alive.borrow());
-        let Some(place) = outgrown.or_else(worn) else { return };
-        self.chronicle.tell(Event::Renewing { connection: place + 1 });
+        let Some(all) = self.living() else { return };
+        let mut places = self.outgrown(&all);
+        if places.is_empty() {
+            places.extend(wear.worn(&self.host.sysfs.device(self.index), &all));
+        }
+        for place in places {
+            self.give_up(place);
+        }
+    }
+
+    /// The places of the connections that live and can be replaced; none while one of the device's is known to be dead.
+    fn living(&self) -> Option<BTreeSet<usize>> {
+        let orphans = self.chronicle.orphans();
+        let dead = orphans.values().any(|ends| lives(*ends) == Some(false));
+        let stuck = self.stuck.borrow();
+        let seen = orphans.into_iter().filter(|(_, ends)| lives(*ends) == Some(true));
+        let seen = seen.map(|(place, _)| place).filter(|place| !stuck.contains(place));
+        (!dead).then(|| self.alive.borrow().keys().copied().chain(seen).collect())
+    }
+
+    /// Ends a connection: by its socket, or, where only the driver has that, by the addresses of its ends.
+    fn give_up(&self, place: usize) {
         if let Some(socket) = self.alive.borrow().get(&place) {
+            self.chronicle.tell(Event::Renewing { connection: place + 1 });
             cut(socket);
+        } else if let Some(Ends::Tcp { local, peer }) = self.chronicle.orphans().get(&place) {
+            match destroy(*local, *peer) {
+                Ok(()) => self.chronicle.tell(Event::Renewing { connection: place + 1 }),
+                Err(error) => {
+                    self.stuck.borrow_mut().insert(place);
+                    let device = self.index;
+                    tracing::warn!(
+                        "{device}: connection {} cannot be replaced until it dies ({error}): is there no tcp_diag?",
+                        place + 1
+                    );
+                }
+            }
         }
     }
 

@@ -15,13 +15,18 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 /// What the JSON of `status` promises; a number for changes that a script has to know of.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// The JSON of `status`.
+#[derive(Serialize)]
+struct Report<'a> {
+    version: u32,
+    devices: &'a [Row],
+}
 
 /// One attached device. What is null is not known: the device was attached by another tool, or nobody keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// Of this form.
-    pub version: u32,
     /// `/dev/nbdN`.
     pub device: String,
     /// N.
@@ -104,7 +109,10 @@ pub fn status(config: &StatusConfig, host: &Host, out: &mut dyn Write) -> Result
     // A device detached while being looked at is left out.
     let rows: Vec<Row> = attached.filter_map(|device| row(device, &host.registry).ok()).collect();
     match config.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string(&rows).map_err(io::Error::from)?)?,
+        Output::Json => {
+            let report = Report { version: VERSION, devices: &rows };
+            writeln!(out, "{}", serde_json::to_string(&report).map_err(io::Error::from)?)?;
+        }
         Output::Human if rows.is_empty() => tracing::info!("no nbd device is attached"),
         Output::Human => out.write_all(table(&rows).as_bytes())?,
     }
@@ -123,7 +131,6 @@ fn row(device: &DeviceDir, registry: &Registry) -> io::Result<Row> {
     let uri = told.map(|told| told.uri.to_owned());
     let [reads, writes] = device.inflight()?;
     Ok(Row {
-        version: VERSION,
         device: device.index.to_string(),
         index: device.index.number(),
         id: told.and_then(|told| told.id).map(str::to_owned),

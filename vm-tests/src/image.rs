@@ -53,6 +53,8 @@ const COMMON_MODULES: &[&str] = &[
     "aes_generic",
     "chacha20poly1305",
     "chacha_generic",
+    // What it is in 7.x.
+    "chacha",
     "poly1305_generic",
     "chacha_x86_64",
     "poly1305_x86_64",

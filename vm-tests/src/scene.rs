@@ -19,6 +19,7 @@ const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A test's surroundings.
 pub struct Scene {
+    series: Series,
     kernel: Kernel,
     kits: Vec<Kit>,
     logs: PathBuf,
@@ -61,7 +62,7 @@ impl Scene {
         fs::create_dir_all(&scratch)?;
         forget_killed(&scratch);
         let scratch = tempfile::tempdir_in(scratch)?;
-        Ok(Scene { kernel, kits: kits.to_vec(), logs, scratch, machines: Cell::new(0) })
+        Ok(Scene { series, kernel, kits: kits.to_vec(), logs, scratch, machines: Cell::new(0) })
     }
 
     /// A machine on this scene's kernel with its kits.
@@ -69,6 +70,11 @@ impl Scene {
         self.machines.set(self.machines.get() + 1);
         let log = self.logs.join(format!("vm{}", self.machines.get()));
         Builder::new(self.kernel.clone(), self.kits.clone(), log)
+    }
+
+    /// Which kernels it is about.
+    pub fn series(&self) -> Series {
+        self.series
     }
 
     /// A new disk: a sparse file of `size` bytes, gone when the scene is.

@@ -14,6 +14,8 @@ pub enum Fs {
     Xfs,
 }
 
+/// What `nbd-attach status --json` prints where nothing is attached.
+pub const NOTHING_ATTACHED: &str = r#"{"version":3,"devices":[]}"#;
 /// Room for any [`Fs`].
 pub const DISK: u64 = 128 << 20;
 

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// cut, and everything is cleaned up.
     #[arg(long)]
     host: bool,
-    /// The kernel of the virtual machine: 6.1 or 6.12, the newest that Debian has of it.
+    /// The kernel of the virtual machine: 6.1, 6.12 or 7, the newest that Debian has of it.
     #[arg(long, value_name = "SERIES", default_value = "6.12", value_parser = series, conflicts_with = "host")]
     kernel: Series,
 }

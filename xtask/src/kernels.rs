@@ -2,10 +2,10 @@
 //! vanish from mirrors. They are unpacked into the cache and never installed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use vm_tests::kernel::{Kernel, Release, Series};
 
 use crate::apt::Sources;
@@ -47,21 +47,30 @@ pub(crate) fn fetch_series(series: Series) -> Result<()> {
     }
 }
 
-/// The newest release of a series, and where apt finds it. Both series are in bookworm, so a later Debian
-/// looks there for what its own archive no longer has.
+/// The newest release of a series, and where apt finds it: in the machine's own suites, or where Debian has it.
 fn newest(series: Series) -> Result<(Release, Sources)> {
     if let Some(release) = newest_in(&Sources::Own, series)? {
         return Ok((release, Sources::Own));
     }
-    Sources::Own.update()?;
-    if let Some(release) = newest_in(&Sources::Own, series)? {
-        return Ok((release, Sources::Own));
+    let mut failed = None;
+    for suite in series.suites() {
+        let sources = Sources::with_suite(suite).or_else(|_| {
+            // A new machine has no lists, and does not know its mirror.
+            Sources::Own.update()?;
+            Sources::with_suite(suite)
+        });
+        match sources {
+            Ok(sources) => {
+                if let Some(release) = newest_in(&sources, series)? {
+                    return Ok((release, sources));
+                }
+            }
+            // A mirror need not have all of them.
+            Err(error) => failed = Some(error.context(format!("cannot look into {suite}"))),
+        }
     }
-    let bookworm = Sources::with_suite("bookworm")?;
-    match newest_in(&bookworm, series)? {
-        Some(release) => Ok((release, bookworm)),
-        None => bail!("no package linux-image-{series}…-cloud-amd64 in the package archive"),
-    }
+    let suites = series.suites().join(" or ");
+    Err(failed.unwrap_or_else(|| anyhow!("no package linux-image-{series}…-cloud-amd64 in {suites}")))
 }
 
 fn newest_in(sources: &Sources, series: Series) -> Result<Option<Release>> {
@@ -80,12 +89,28 @@ fn unpack(release: &Release, sources: &Sources) -> Result<()> {
     fs::create_dir_all(parent)?;
     let scratch = tempfile::tempdir_in(parent)?;
     let _janitor = Janitor::of_directory(scratch.path())?;
-    let package = sources.download(release.package(), scratch.path())?;
     let tree = scratch.path().join("tree");
-    quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
+    let unpack = |name: &str| -> Result<PathBuf> {
+        let place = scratch.path().join(name);
+        fs::create_dir_all(&place)?;
+        let package = sources.download(name, &place)?;
+        quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
+        Ok(package)
+    };
+    let depends = depends(&unpack(release.package())?)?;
+    for part in release.parts(&depends) {
+        unpack(part)?;
+    }
     index_modules(&tree)?;
     fs::rename(&tree, &home).with_context(|| format!("cannot place {}", home.display()))?;
     Ok(())
+}
+
+/// What a package file says that it depends on.
+fn depends(package: &Path) -> Result<String> {
+    let answer =
+        Command::new("dpkg-deb").arg("-f").arg(package).arg("Depends").output().context("dpkg-deb")?;
+    Ok(String::from_utf8(answer.stdout)?)
 }
 
 /// Debian makes modules.dep when the package is installed, which we do not do.

@@ -143,7 +143,7 @@ pub(super) async fn existing(
         Some(record) => record,
         None => at.rebuilt().await?,
     };
-    at.as_wished()?;
+    at.as_wished(&record)?;
     let kept = host.registry.is_kept(&backend);
     if record.phase == Phase::Made && !kept {
         return at.finished(record).await;
@@ -208,12 +208,17 @@ impl At<'_> {
     }
 
     /// What was asked for and cannot be changed while it is attached.
-    fn as_wished(&self) -> Result<(), ExistingError> {
+    fn as_wished(&self, record: &Record) -> Result<(), ExistingError> {
+        let (there, wanted) = (record.connections.len(), self.config.connections);
         let read_only = self.device.number::<u8>("ro")? != 0;
         let block_size: u32 = self.device.number("queue/logical_block_size")?;
         let how = match self.config.block_size {
             _ if self.config.access == Access::ReadOnly && !read_only => "is writable".to_owned(),
             Some(wanted) if wanted != block_size => format!("has blocks of {block_size} bytes, not {wanted}"),
+            // Whoever is to keep it keeps it as it is, which is better than nobody; and one is what nobody asked for.
+            _ if self.config.keep == Keep::No && wanted > 1 && there != wanted => {
+                format!("has {there} connections, not {wanted}")
+            }
             _ => return Ok(()),
         };
         Err(ExistingError::Differs { device: self.name(), id: self.id.clone(), how })

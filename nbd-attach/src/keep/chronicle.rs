@@ -2,6 +2,7 @@
 //! and `watch` read, and to systemd. None of them keeps the keeper waiting, and none that fails ends it.
 
 use super::Ended;
+use super::notifier::Notifier;
 use crate::config::Output;
 use crate::device::Index;
 use crate::event::{Event, now};
@@ -10,8 +11,8 @@ use crate::opener::Ends;
 use crate::registry::{Connection, Phase, Record, Registry, Remembered, Request, VERSION};
 use crate::same::Told;
 use crate::tls::kernel::Cipher;
-use sd_notify::NotifyState;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 use tracing_appender::non_blocking::NonBlocking;
@@ -22,6 +23,7 @@ pub(super) struct Chronicle<'a> {
     record: RefCell<Record>,
     output: Output,
     out: RefCell<NonBlocking>,
+    systemd: Notifier,
     /// Whether it was said that nothing can be remembered.
     forgetful: Cell<bool>,
 }
@@ -45,10 +47,10 @@ impl<'a> Chronicle<'a> {
             record: RefCell::new(record),
             output,
             out: RefCell::new(out),
+            systemd: Notifier::start(),
             forgetful: Cell::new(false),
         };
-        // For systemd this is the end of the start; without it, it is nothing.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        chronicle.systemd.ready();
         chronicle.tell(Event::Kept { pid });
         chronicle
     }
@@ -61,8 +63,7 @@ impl<'a> Chronicle<'a> {
             true => tracing::warn!("{words}"),
             false => tracing::info!("{words}"),
         }
-        // See above.
-        let _ = sd_notify::notify(&[NotifyState::Status(&words)]);
+        self.systemd.status(&words);
         if let Event::Reconnected { .. } = &event {
             let mut record = self.record.borrow_mut();
             record.reconnects += 1;
@@ -89,6 +90,14 @@ impl<'a> Chronicle<'a> {
         }
         drop(record);
         self.remember();
+    }
+
+    /// The connections that an earlier keeper has made, as far as their ends are known.
+    pub(super) fn orphans(&self) -> BTreeMap<usize, Ends> {
+        let record = self.record.borrow();
+        let all = record.connections.iter().zip(&record.ends).enumerate();
+        let orphans = all.filter(|(_, (how, _))| **how == Connection::Unknown);
+        orphans.filter_map(|(place, (_, ends))| Some((place, (*ends)?))).collect()
     }
 
     /// Notes what the kernel encrypts the newest connection with; the next event makes it known.

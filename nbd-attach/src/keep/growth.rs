@@ -8,6 +8,7 @@ use crate::netlink::client::NetlinkError;
 use crate::same::{self, Told};
 use common::handshake::Export;
 use common::handshake::client::{Answer, Client};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
@@ -29,7 +30,7 @@ impl Keeper<'_> {
         loop {
             sleep(every).await;
             // With no connection the driver would wait for one, and keep it out at the same time.
-            if self.alive.borrow().len() < self.config.connections {
+            if self.living().is_none_or(|all| all.len() < self.config.connections) {
                 continue;
             }
             self.look_at_disk().await;
@@ -66,11 +67,18 @@ impl Keeper<'_> {
         }
     }
 
-    /// A connection that knows of a smaller export than there is.
-    pub(super) fn outgrown(&self) -> Option<usize> {
+    /// Connections, of those that live, that know of a smaller export than there is. The first goes alone, and once its
+    /// successor knows better, all others at once: what is in flight waits for its time limit twice at most.
+    pub(super) fn outgrown(&self, living: &BTreeSet<usize>) -> Vec<usize> {
         let grown = self.whole_blocks(self.grown.get());
+        if grown <= self.size.get() {
+            return vec![];
+        }
+        let sizes = self.sizes.borrow();
         let smaller = |told: &u64| self.whole_blocks(*told) < grown;
-        if grown > self.size.get() { self.sizes.borrow().iter().position(smaller) } else { None }
+        let others = if sizes.iter().all(smaller) { 1 } else { sizes.len() };
+        let outgrown = living.iter().filter(|place| sizes.get(**place).is_some_and(smaller));
+        outgrown.copied().take(others).collect()
     }
 
     /// Makes the device as large as all its connections know the export to be, whenever they know of more. That this

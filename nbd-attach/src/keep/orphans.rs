@@ -6,12 +6,13 @@
 use super::Keeper;
 use super::renew::{Fresh, PAUSE_MAX, PAUSE_MIN};
 use crate::event::Event;
+use crate::health::lives;
 use crate::netlink::events::Deaths;
 use crate::registry::Request;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
-use std::ops::Range;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,7 +25,7 @@ const VAIN_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 impl Keeper<'_> {
     /// Replaces the connections at these places as they die.
-    pub(super) async fn adopt_orphans(&self, mut places: Range<usize>) -> io::Result<Infallible> {
+    pub(super) async fn adopt_orphans(&self, mut places: BTreeSet<usize>) -> io::Result<Infallible> {
         if places.is_empty() {
             return pending().await;
         }
@@ -32,7 +33,7 @@ impl Keeper<'_> {
             Deaths::listen().await.inspect_err(|error| tracing::debug!("no events: {error}")).ok();
         let (mut told, mut pause, mut vain) = (String::new(), PAUSE_MIN, PAUSE_MAX);
         let mut heard = false;
-        while let Some(place) = places.clone().next() {
+        while !places.is_empty() {
             // A dead connection that is known would lose its place to what is offered for an orphan.
             let known = self.config.connections - places.len();
             let let_go = self.host.registry.is_asked(Request::LetGo, &self.backend);
@@ -43,7 +44,8 @@ impl Keeper<'_> {
             let begun = Instant::now();
             match self.offer_fresh().await {
                 Ok(Some(fresh)) => {
-                    places.next();
+                    let Some(place) = self.left(&places) else { continue };
+                    places.remove(&place);
                     self.told_since(begun, place);
                     self.adopt(place, fresh)?;
                     (pause, vain, heard) = (PAUSE_MIN, PAUSE_MAX, false);
@@ -67,6 +69,13 @@ impl Keeper<'_> {
             }
         }
         pending().await
+    }
+
+    /// The place of an orphan that is seen to be dead, or of any.
+    fn left(&self, places: &BTreeSet<usize>) -> Option<usize> {
+        let orphans = self.chronicle.orphans();
+        let dead = |place: &&usize| orphans.get(place).is_some_and(|ends| lives(*ends) == Some(false));
+        places.iter().find(dead).or(places.first()).copied()
     }
 
     /// A new connection, if the driver took it.

@@ -3,10 +3,9 @@
 //! The kernel's driver cannot renew keys, and takes a peer's renewal for a dead connection. So a connection gets new
 //! keys by being replaced, before anybody's limit is reached.
 
-use crate::netlink::client::Socket;
 use crate::sysfs::DeviceDir;
 use crate::tls::kernel::Cipher;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of data that are surely in one record: half of what a record holds, for servers that do not fill theirs.
 const RECORD_BYTES: u64 = 8 << 10;
@@ -22,9 +21,19 @@ pub(super) struct Wear {
     worn: VecDeque<usize>,
 }
 
+/// Since when the keys have been in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Since {
+    /// This moment.
+    Now,
+    /// Nobody knows: everything that the device has counted may have been sent with them.
+    Ever,
+}
+
 impl Wear {
-    pub(super) fn new(cipher: Option<Cipher>, asked: Option<u64>) -> Wear {
-        let mut wear = Wear { limit: None, asked, begun: None, worn: VecDeque::new() };
+    pub(super) fn new(cipher: Option<Cipher>, asked: Option<u64>, since: Since) -> Wear {
+        let begun = (since == Since::Ever).then_some(0);
+        let mut wear = Wear { limit: None, asked, begun, worn: VecDeque::new() };
         wear.changed(cipher);
         wear
     }
@@ -36,16 +45,16 @@ impl Wear {
     }
 
     /// The place of a connection that is to be replaced now, if there is one.
-    pub(super) fn worn(&mut self, device: &DeviceDir, alive: &BTreeMap<usize, Socket>) -> Option<usize> {
+    pub(super) fn worn(&mut self, device: &DeviceDir, living: &BTreeSet<usize>) -> Option<usize> {
         let limit = self.limit?;
         let now = device.transferred().ok().map(records)?;
         let begun = *self.begun.get_or_insert(now);
         if now.saturating_sub(begun) >= limit && self.worn.is_empty() {
             self.begun = Some(now);
-            self.worn.extend(alive.keys());
+            self.worn.extend(living);
         }
         while let Some(place) = self.worn.pop_front() {
-            if alive.contains_key(&place) {
+            if living.contains(&place) {
                 return Some(place);
             }
         }
@@ -77,11 +86,10 @@ mod tests {
             let sectors = requests * 8;
             fs::write(block.join("stat"), format!("{requests} 0 {sectors} 0 0 0 0 0 0 0 0\n")).unwrap();
         };
-        let socket = Socket::new(fs::File::open("/dev/null").unwrap().into());
-        let alive = BTreeMap::from([(0, socket.clone()), (1, socket)]);
+        let alive = BTreeSet::from([0, 1]);
         let mut cipher = Cipher::named("TLS13_AES_128_GCM_SHA256".into());
         cipher.records_max = Some(2000);
-        let mut wear = Wear::new(Some(cipher), None);
+        let mut wear = Wear::new(Some(cipher.clone()), None, Since::Now);
         done(10_000);
         assert_eq!(wear.worn(&device, &alive), None, "what was before us does not count");
         done(10_600);
@@ -89,7 +97,9 @@ mod tests {
         done(10_700);
         assert_eq!([wear.worn(&device, &alive), wear.worn(&device, &alive)], [Some(0), Some(1)]);
         assert_eq!(wear.worn(&device, &alive), None);
-        let mut plain = Wear::new(None, Some(1));
+        let mut inherited = Wear::new(Some(cipher), None, Since::Ever);
+        assert_eq!(inherited.worn(&device, &alive), Some(0), "what was before may have worn them");
+        let mut plain = Wear::new(None, Some(1), Since::Now);
         assert_eq!(plain.worn(&device, &alive), None);
         done(20_000);
         assert_eq!(plain.worn(&device, &alive), None);

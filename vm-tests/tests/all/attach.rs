@@ -3,7 +3,7 @@
 //! that had another server before fits its new one.
 
 use anyhow::{Result, ensure};
-use vm_tests::{Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{NOTHING_ATTACHED, Scene, Series, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const SOCKET: &str = "nbd+unix:///?socket=/run/nbd.sock";
 
@@ -34,7 +34,7 @@ fn nothing_attached(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(a_life, Ext4, Nbdkit, Ours);
+on_every_kernel!(a_life, Ext4, Nbdkit, Ours);
 /// Attach, look, live on it, be refused while mounted, detach, attach again: the data is there.
 fn a_life(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;
@@ -58,7 +58,7 @@ fn a_life(scene: &Scene) -> Result<()> {
     nothing_attached(&mut vm)?;
     refused(&mut vm, "nbd-attach detach /dev/nbd0", 3, &["/dev/nbd0 is not attached"])?;
     refused(&mut vm, "nbd-attach status /dev/nbd0", 3, &["/dev/nbd0 is not attached"])?;
-    ensure!(vm.run("nbd-attach status --json")? == "[]");
+    ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED);
 
     let json =
         vm.run(&format!("nbd-attach attach '{SOCKET}' --device /dev/nbd3 --read-only --json 2>/dev/null"))?;
@@ -97,7 +97,7 @@ fn refusals(scene: &Scene) -> Result<()> {
         9,
         &["nbd module is not loaded", "modprobe nbd"],
     )?;
-    ensure!(vm.run("nbd-attach status --json")? == "[]", "looking must not need the module");
+    ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED, "looking must not need the module");
     vm.run(&format!("mv /tmp/hidden {module}"))?;
     // Even a system without modprobe has the module.
     vm.run("for dir in $(echo $PATH | tr : ' '); do rm -f $dir/modprobe; done; ! which modprobe")?;
@@ -172,7 +172,7 @@ fn servers_that_do_not_serve(scene: &Scene) -> Result<()> {
     vm.run(&format!("nbd-attach attach '{SOCKET}' && nbd-attach detach /dev/nbd0")).map(drop)
 }
 
-on_both_kernels!(detaching, Ext4, Nbdkit, NbdClient, Ours);
+on_every_kernel!(detaching, Ext4, Nbdkit, NbdClient, Ours);
 /// What is in use or not ours stays without --force; with it, it always goes.
 fn detaching(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;
@@ -230,7 +230,7 @@ fn detaching(scene: &Scene) -> Result<()> {
     nothing_attached(&mut vm)
 }
 
-on_both_kernels!(many_at_once, Nbdkit, Ours);
+on_every_kernel!(many_at_once, Nbdkit, Ours);
 /// Four connections over TCP carry data; attaches that race for any device or for one all end well or in words.
 fn many_at_once(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().cpus(4).boot()?;
@@ -268,7 +268,7 @@ fn many_at_once(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(one_device_after_another, Nbdkit, QemuNbd, Ours);
+on_every_kernel!(one_device_after_another, Nbdkit, QemuNbd, Ours);
 /// A device that had a more capable server forgets it; partitions are there when attach returns.
 fn one_device_after_another(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;
@@ -288,7 +288,7 @@ fn one_device_after_another(scene: &Scene) -> Result<()> {
         };
         let able = vm.run(&attach("able"))?;
         let capable = vm.run(&zeroes(&able))? != "0";
-        ensure!(capable != vm.run("uname -r")?.starts_with("6.1."), "WRITE_ZEROES is news of 6.12");
+        ensure!(capable != vm.run("uname -r")?.starts_with("6.1."), "WRITE_ZEROES came with 6.12");
         vm.run(&format!("[ -b {able}p1 ] && [ $(blockdev --getsize64 {able}p1) = 2097152 ]"))?;
         let part = vm.try_run(&format!("nbd-attach detach {able}p1"))?;
         ensure!(part.output.contains(&format!("name the whole device, {able}")), "{part:?}");
@@ -297,7 +297,8 @@ fn one_device_after_another(scene: &Scene) -> Result<()> {
         let plain = vm.run(&attach("plain"))?;
         ensure!(vm.run(&zeroes(&plain))? == "0", "{plain} believes its old server");
         let renewed = vm.run("cat /tmp/err")?.contains("making it anew");
-        ensure!(renewed == capable, "{}", vm.run("cat /tmp/err")?);
+        // 7.x forgets what the last server could do.
+        ensure!(renewed == (scene.series() == Series::V6_12), "{}", vm.run("cat /tmp/err")?);
         ensure!(vm.run(&format!("ls {plain}*"))? == plain, "partitions of the old server");
         vm.run(&format!("nbd-attach detach {plain}"))?;
         ensure!(vm.run("ls -d /sys/block/nbd[0-9]* | wc -l")? == "16", "as many devices as before");

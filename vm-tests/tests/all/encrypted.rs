@@ -4,11 +4,13 @@
 
 use anyhow::{Context, Result, ensure};
 use vm_tests::promise::Promises;
-use vm_tests::{Chance, DISK, Fs, PKI, Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{
+    Chance, DISK, Fs, NOTHING_ATTACHED, PKI, Scene, Signal, Vm, on_both_kernels, on_every_kernel,
+};
 
 /// The clock of the certificates must not be before their time.
 fn ready(scene: &Scene) -> Result<Vm> {
-    let mut vm = scene.vm().boot()?;
+    let mut vm = scene.vm().module("tcp_diag").boot()?;
     vm.make_pki()?;
     Ok(vm)
 }
@@ -34,7 +36,7 @@ fn sessions(vm: &mut Vm) -> Result<(u64, u64)> {
     Ok((count("TlsCurrTxSw")?, count("TlsCurrRxSw")?))
 }
 
-on_both_kernels!(the_kernel_encrypts, Nbdkit, QemuNbd, Ours);
+on_every_kernel!(the_kernel_encrypts, Nbdkit, QemuNbd, Ours);
 /// By each cipher, to each server: what is written is what the server has.
 fn the_kernel_encrypts(scene: &Scene) -> Result<()> {
     let mut vm = ready(scene)?;
@@ -81,7 +83,7 @@ fn the_kernel_encrypts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(an_encrypted_device_outlives_its_server, Ext4, Ours);
+on_every_kernel!(an_encrypted_device_outlives_its_server, Ext4, Ours);
 /// Killed again and again, and given new keys all the time, it keeps what it promised.
 fn an_encrypted_device_outlives_its_server(scene: &Scene) -> Result<()> {
     let mut chance = Chance::new();
@@ -121,6 +123,28 @@ fn an_encrypted_device_outlives_its_server(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+on_both_kernels!(worn_keys_of_an_earlier_keeper_are_renewed, Ours);
+/// Its successor has none of the sockets: it counts what the device has sent, and ends them by their addresses.
+fn worn_keys_of_an_earlier_keeper_are_renewed(scene: &Scene) -> Result<()> {
+    let mut vm = ready(scene)?;
+    vm.run("truncate -s 16M /tmp/disk")?;
+    serve(&mut vm, "server", 10809, "/tmp/disk")?;
+    let options = "--keep --json --id data --timeout 2 --connections 2 --tls-cipher aes-gcm";
+    let keep = |renew: &str| format!("exec nbd-attach attach {options} {renew} '{}'", uri(10809));
+    vm.spawn("first", &keep(""))?;
+    vm.wait_for("first", r#""event":"kept""#)?;
+    vm.run("dd if=/dev/nbd0 of=/dev/null bs=4k count=200 iflag=direct")?;
+    vm.end("first")?;
+    vm.spawn("second", &keep("--renew-after 100"))?;
+    for connection in 1..=2 {
+        vm.wait_for("second", &format!(r#""event":"renewing","connection":{connection}"#))?;
+        vm.wait_for("second", &format!(r#""event":"reconnected","connection":{connection}"#))?;
+    }
+    vm.run("dd if=/dev/nbd0 of=/dev/null bs=4k count=20 iflag=direct && nbd-attach detach data")?;
+    ensure!(vm.wait_exit("second")? == 0, "{}", vm.log("second"));
+    Ok(())
+}
+
 on_both_kernels!(what_cannot_be_encrypted, Ours);
 /// There is no device then, and a sentence that says why.
 fn what_cannot_be_encrypted(scene: &Scene) -> Result<()> {
@@ -130,7 +154,7 @@ fn what_cannot_be_encrypted(scene: &Scene) -> Result<()> {
     let mut refused = |command: &str, part: &str| -> Result<()> {
         let finished = vm.try_run(command)?;
         ensure!(finished.code == 6 && finished.output.contains(part), "{command}: {finished:?}");
-        ensure!(vm.run("nbd-attach status --json")? == "[]");
+        ensure!(vm.run("nbd-attach status --json")? == NOTHING_ATTACHED);
         Ok(())
     };
     refused("nbd-attach attach nbd://localhost", "TLS")?;

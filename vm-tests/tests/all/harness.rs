@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{CommandFailed, Deadline, Scene, Series, Signal, on_both_kernels};
+use vm_tests::{CommandFailed, Deadline, Scene, Series, Signal, on_both_kernels, on_every_kernel};
 
 on_both_kernels!(commands);
 /// A command's output is its own, whatever the kernel says meanwhile, and its exit code is told.
@@ -47,7 +47,7 @@ fn silent_ends(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(drivers);
+on_every_kernel!(drivers);
 /// What the tests of the driver take for granted is in every image, and can be asked for by any name.
 fn drivers(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().module("dm-log-writes").boot()?;

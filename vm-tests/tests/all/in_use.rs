@@ -2,7 +2,7 @@
 //! named, and where the kernel names nobody, it stays all the same.
 
 use anyhow::{Result, ensure};
-use vm_tests::{Scene, Vm, on_both_kernels};
+use vm_tests::{Scene, Vm, on_every_kernel};
 
 /// What `nbd-attach detach` exits with.
 const IN_USE: i32 = 4;
@@ -112,7 +112,7 @@ fn refused(vm: &mut Vm, says: &str) -> Result<()> {
     vm.run("dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2>&1").map(drop)
 }
 
-on_both_kernels!(whoever_uses_a_device_keeps_it, Ext4, Btrfs, Dmsetup, Volumes, Ours);
+on_every_kernel!(whoever_uses_a_device_keeps_it, Ext4, Btrfs, Dmsetup, Volumes, Ours);
 fn whoever_uses_a_device_keeps_it(scene: &Scene) -> Result<()> {
     let mut vm = ready(scene)?;
     for Use { begin, says, end } in USES {
@@ -128,7 +128,7 @@ fn whoever_uses_a_device_keeps_it(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(what_lies_on_a_loop_device_is_not_lost, Ext4, Ours);
+on_every_kernel!(what_lies_on_a_loop_device_is_not_lost, Ext4, Ours);
 /// Kept and unkept: the file system on the loop device goes on, and has what was written to it.
 fn what_lies_on_a_loop_device_is_not_lost(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;

@@ -2,7 +2,7 @@
 //! is. What a kept device comes through is in `storm.rs`.
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const URI: &str = "nbd+unix:///?socket=/run/kept.sock";
 /// What a request that was in flight waits for until it is sent again: the latency of a recovery.
@@ -34,7 +34,7 @@ fn lines(vm: &mut Vm, name: &str, text: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(another_export_is_refused, Ours);
+on_every_kernel!(another_export_is_refused, Ours);
 /// A shorter file, an older copy, then the right one, which has grown; and the end while nobody is there.
 fn another_export_is_refused(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;

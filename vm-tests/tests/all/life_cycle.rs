@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vm_tests::promise::Promises;
-use vm_tests::{Chance, DISK, Fs, Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{Chance, DISK, Fs, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const URI: &str = "nbd+unix:///?socket=/run/life.sock";
 
@@ -197,18 +197,32 @@ fn a_driver_that_is_held_up_keeps_nobody_from_ending(scene: &Scene) -> Result<()
     Ok(())
 }
 
-on_both_kernels!(growth_is_noticed, Nbdkit, Ours);
+on_every_kernel!(growth_is_noticed, Nbdkit, Ours);
 /// The device grows while it is used; it never shrinks. nbdkit looks at the file for every connection.
 fn growth_is_noticed(scene: &Scene) -> Result<()> {
-    let mut vm = scene.vm().boot()?;
+    let mut vm = scene.vm().module("tcp_diag").boot()?;
     vm.run("truncate -s 16M /tmp/disk")?;
-    vm.spawn("server", "exec nbdkit --foreground --unix /run/life.sock file /tmp/disk")?;
-    vm.run("until [ -S /run/life.sock ]; do usleep 10000; done")?;
-    vm.spawn("keeper", &format!("exec nbd-attach attach --keep --json --growth-interval 1 '{URI}'"))?;
+    vm.spawn("server", "exec nbdkit --foreground --ipaddr 127.0.0.1 --port 10809 file /tmp/disk")?;
+    vm.run("until nbd-attach info nbd://127.0.0.1 >/dev/null 2>&1; do usleep 100000; done")?;
+    let keep =
+        "exec nbd-attach attach --keep --json --id grows --growth-interval 1 --timeout 2 --connections 3";
+    vm.spawn("first", &format!("{keep} nbd://127.0.0.1"))?;
+    vm.wait_for("first", r#""event":"kept""#)?;
+    // Whoever succeeds a keeper has none of its sockets, but replaces them all the same.
+    vm.end("first")?;
+    vm.spawn("keeper", &format!("{keep} nbd://127.0.0.1"))?;
     vm.wait_for("keeper", r#""event":"kept""#)?;
+    ensure!(vm.run("nbd-attach status --json")?.contains(r#""connections":["alive","alive","alive"]"#));
     vm.run("truncate -s 48M /tmp/disk")?;
     vm.wait_for("keeper", r#""event":"resized","size_bytes":50331648"#)?;
     ensure!(vm.run("blockdev --getsize64 /dev/nbd0")? == "50331648");
+    // One connection alone, then all others.
+    let log = vm.log("keeper");
+    let renewals = log.lines().filter_map(|line| {
+        ["renewing", "reconnected"].into_iter().find(|event| line.contains(&format!("\"event\":\"{event}\"")))
+    });
+    let wanted = ["renewing", "reconnected", "renewing", "renewing", "reconnected", "reconnected"];
+    ensure!(renewals.eq(wanted), "{log}");
     vm.run("dd if=/dev/urandom of=/dev/nbd0 bs=1M seek=40 count=8 conv=fsync && cmp /dev/nbd0 /tmp/disk")?;
     vm.run("truncate -s 32M /tmp/disk")?;
     vm.wait_for("keeper", r#""event":"shrunk","size_bytes":33554432"#)?;

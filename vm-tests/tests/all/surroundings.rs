@@ -2,7 +2,7 @@
 //! address and certificates, a slow request, another process that keeps the device.
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{PKI, Scene, Signal, Vm, on_both_kernels};
+use vm_tests::{PKI, Scene, Signal, Vm, on_both_kernels, on_every_kernel};
 
 const URI: &str = "nbd+unix:///?socket=/run/around.sock";
 const READ: &str = "dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2>&1";
@@ -194,7 +194,36 @@ fn a_slow_request_is_not_cut_for_ever(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-on_both_kernels!(a_late_answer_of_the_driver_is_an_answer, Ours);
+on_both_kernels!(over_several_connections_a_slow_request_is_named, Nbdkit, Ours);
+/// It keeps the limit that it began with, and goes from one connection to the other; the limit of later ones is raised once.
+fn over_several_connections_a_slow_request_is_named(scene: &Scene) -> Result<()> {
+    let mut vm = scene.vm().boot()?;
+    let serve = "exec nbdkit --foreground --unix /run/around.sock";
+    let up =
+        "until nbd-attach info 'nbd+unix:///?socket=/run/around.sock' >/dev/null 2>&1; do usleep 50000; done";
+    vm.spawn("slow", &format!("{serve} --filter=delay memory 16M delay-write=100"))?;
+    vm.run(up)?;
+    vm.spawn("keeper", &format!("exec {KEEP} --json --connections 2 '{URI}'"))?;
+    status(&mut vm, r#""keeper":[0-9]"#)?;
+    vm.spawn("work", "exec dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 oflag=direct")?;
+    vm.wait_for("keeper", r#""event":"slow","seconds":2,"raised":4"#)?;
+    let deaths = |vm: &Vm| vm.log("keeper").matches(r#""event":"dead""#).count();
+    let (before, until) = (deaths(&vm), vm.deadline());
+    while deaths(&vm) < before + 4 {
+        ensure!(!until.has_passed(), "{}", vm.log("keeper"));
+        vm.run("usleep 100000")?;
+    }
+    status(&mut vm, r#""io_timeout_ms":4000"#)?;
+    ensure!(vm.log("keeper").matches(r#""event":"slow""#).count() == 1, "{}", vm.log("keeper"));
+    // A server that has become quick enough answers it.
+    vm.end("slow")?;
+    vm.run("rm /run/around.sock")?;
+    vm.spawn("quick", &format!("{serve} memory 16M"))?;
+    ensure!(vm.wait_exit("work")? == 0, "{}", vm.log("work"));
+    vm.run("nbd-attach detach data").map(drop)
+}
+
+on_every_kernel!(a_late_answer_of_the_driver_is_an_answer, Ours);
 /// The device grows while a request waits for its time: the driver answers only after that.
 fn a_late_answer_of_the_driver_is_an_answer(scene: &Scene) -> Result<()> {
     let mut vm = scene.vm().boot()?;
