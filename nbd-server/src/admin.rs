@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use nix::sys::stat::{Mode as Permissions, umask};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
+use crate::confine::UnixAccess;
 use crate::export::{Export, Registry};
 use crate::listen::{ACCEPT_REST, SocketFile, unix_socket};
 use message::{Answer, Request, Status};
@@ -40,11 +40,7 @@ pub struct Admin {
 impl Admin {
     /// Listens at `path`, for this user only.
     pub fn listen(path: &Path) -> anyhow::Result<Admin> {
-        let others = Permissions::S_IRWXG | Permissions::S_IRWXO;
-        let before = umask(others);
-        let socket = unix_socket(path);
-        umask(before);
-        let (listener, file) = socket?;
+        let (listener, file) = unix_socket(path, UnixAccess::PRIVATE)?;
         Ok(Admin { listener, _file: file })
     }
 

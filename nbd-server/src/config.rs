@@ -10,7 +10,7 @@ mod open;
 mod reach;
 mod record;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -23,7 +23,7 @@ use common::wire;
 
 use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy};
-use crate::confine::{Sandbox, User};
+use crate::confine::{Sandbox, UnixAccess, User};
 use crate::durability::{EarlyLimits, Mode};
 use crate::engine::{Engine, Pool};
 use crate::export::{Admission, Export, Registry};
@@ -84,6 +84,8 @@ pub struct Globals {
     pub listen: Vec<String>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
+    /// Who may connect to those; what the umask says, where nothing else is said.
+    pub unix_access: UnixAccess,
     /// vsock ports to listen on.
     pub vsock: Vec<u32>,
     /// Where the operator is heard.
@@ -216,6 +218,7 @@ fn globals(cli: &Serve) -> anyhow::Result<Globals> {
     Ok(Globals {
         listen: cli.listen.clone(),
         unix: cli.unix.clone(),
+        unix_access: UnixAccess::find(cli.unix_mode, cli.unix_group.as_deref())?,
         vsock: cli.vsock.clone(),
         admin: cli.admin.clone(),
         record: cli.record.clone(),
@@ -275,15 +278,24 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
     Ok(limits)
 }
 
-/// What `ADDR:PORT` means; a name may mean several addresses.
+/// What `ADDR:PORT` means; a name may mean several addresses, and none means all of the machine's, of both families.
 ///
 /// # Errors
 /// Where it means none.
 pub fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = text
-        .to_socket_addrs()
-        .context("not an address (write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809)")?;
-    Ok(found.collect())
+    let split = || {
+        let (host, port) = text.rsplit_once(':')?;
+        Some((host, port.parse::<u16>().ok()?))
+    };
+    let (host, port) = split().context(
+        "not an address: write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809, or :10809 for all addresses",
+    )?;
+    if let "" | "*" = host {
+        return Ok(vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]);
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let found = (bare.unwrap_or(host), port).to_socket_addrs();
+    Ok(found.with_context(|| format!("nothing is known of {host:?}"))?.collect())
 }
 
 /// Splits `NAME=SPEC`. What stands before the `=` is a name only if it holds no slash, so that

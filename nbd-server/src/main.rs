@@ -49,7 +49,8 @@ fn run(cli: &Serve, log: &Log) -> anyhow::Result<ExitCode> {
     };
     raise_descriptor_limit(plan.globals.connections_max, plan.exports.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let sockets = runtime.block_on(Sockets::open(&plan.globals))?;
+    // Its sockets are the runtime's.
+    let sockets = runtime.block_on(async { Sockets::open(&plan.globals) })?;
     // From here on with no more rights than needed; threads inherit what holds for this one.
     plan.globals.user.iter().try_for_each(User::become_it)?;
     let recording = Recording::open(&plan.globals)?;

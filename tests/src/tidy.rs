@@ -40,9 +40,9 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("epoch_store", &["device", "durability", "engine"]),
     ("export", &["device", "durability", "metrics"]),
     ("session", &["buf", "device", "durability", "export", "metrics"]),
-    ("listen", &["transport"]),
+    ("listen", &["confine", "transport"]),
     ("worker", &["device", "durability", "engine", "export", "session", "tls", "transport"]),
-    ("admin", &["durability", "export", "listen"]),
+    ("admin", &["confine", "durability", "export", "listen"]),
     ("cli", &["confine", "durability", "engine"]),
     ("ctl", &["admin", "cli"]),
     (

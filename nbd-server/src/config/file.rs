@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Definition, Globals, Plan, definition, globals, tls};
-use crate::cli::{Serve, TlsPolicy, parse_size};
+use crate::cli::{Serve, TlsPolicy, parse_mode, parse_size};
 use crate::confine::Sandbox;
 use crate::engine::Engine;
 use crate::export::{Admission, Secrecy};
@@ -26,6 +26,8 @@ struct File {
     listen: Vec<String>,
     #[serde(default)]
     unix: Vec<PathBuf>,
+    unix_mode: Option<String>,
+    unix_group: Option<String>,
     #[serde(default)]
     vsock: Vec<u32>,
     admin: Option<PathBuf>,
@@ -132,7 +134,7 @@ impl Plan {
             let line = error.span().map_or(1, |span| line_of(text, span.start));
             anyhow!("line {line}: {}", error.message())
         })?;
-        let serve = serve(&file);
+        let serve = serve(&file)?;
         let globals = Globals { directories: file.directories.clone(), ..globals(&serve)? };
         let mut plan = Plan { globals, tls: tls(&serve), exports: Vec::new() };
         for table in &file.export {
@@ -147,10 +149,13 @@ impl Plan {
 }
 
 /// The same for all exports, as if it had been typed.
-fn serve(file: &File) -> Serve {
+fn serve(file: &File) -> anyhow::Result<Serve> {
     let mut serve = Serve::untyped();
     serve.listen.clone_from(&file.listen);
     serve.unix.clone_from(&file.unix);
+    serve.unix_mode =
+        file.unix_mode.as_deref().map(parse_mode).transpose().map_err(|error| anyhow!(error))?;
+    serve.unix_group.clone_from(&file.unix_group);
     serve.vsock.clone_from(&file.vsock);
     serve.admin.clone_from(&file.admin);
     serve.state_dir.clone_from(&file.state_dir);
@@ -169,7 +174,7 @@ fn serve(file: &File) -> Serve {
         serve.tls_ca.clone_from(&tls.ca);
         serve.tls = tls.policy;
     }
-    serve
+    Ok(serve)
 }
 
 fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
