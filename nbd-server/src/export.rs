@@ -41,7 +41,7 @@ const BLOCK_MIN: u32 = 1;
 pub struct Export {
     name: String,
     durability: Durability,
-    counters: Counters,
+    counters: Arc<Counters>,
     door: Door,
     /// What the operator has to say about it.
     text: RwLock<Option<String>>,
@@ -70,7 +70,7 @@ impl Export {
         Export {
             name,
             durability,
-            counters: Counters::default(),
+            counters: Arc::default(),
             door,
             text: RwLock::default(),
             recorder: OnceLock::new(),
@@ -143,7 +143,7 @@ impl Export {
 
     /// What it has done so far.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

@@ -222,7 +222,7 @@ async fn finish(shared: &Shared, places: &Semaphore, connections_max: usize) -> 
         let closed = timeout_at(deadline, &mut closing).await;
         let closed = span.in_scope(|| match closed {
             Ok(Ok(())) => {
-                tracing::info!(counters = %export.counters(), "closed");
+                export.counters().log(export.name(), "closed");
                 Ok(())
             }
             Ok(Err(error)) => {
@@ -344,12 +344,8 @@ enum Heard {
 fn report(shared: &Shared) {
     for export in shared.exports.all() {
         let health = export.health();
-        tracing::info!(
-            export = export.name(),
-            counters = %export.counters(),
-            dirty_bytes = health.dirty_bytes,
-            poison = health.poison,
-            "counters"
-        );
+        export.counters().log(export.name(), "counters");
+        let (dirty_bytes, unstable_bytes) = (health.dirty_bytes, health.unstable_bytes);
+        tracing::info!(export = export.name(), dirty_bytes, unstable_bytes, poison = health.poison, "health");
     }
 }

@@ -119,9 +119,10 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
     let background = export.device().background(Rc::new(RuntimeClock));
     select(pin!(background.instrument(export.span())), pin!(end.instrument(export.span()))).await;
     shared.exports.let_go(&export);
-    let (name, counters) = (export.name().to_owned(), export.counters().to_string());
+    // Told once it is let go of.
+    let (name, counters) = (export.name().to_owned(), export.counters().clone());
     drop(export);
-    tracing::info!(export = name, counters, "removed");
+    counters.log(&name, "removed");
 }
 
 async fn work(
