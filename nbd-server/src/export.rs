@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use common::command::Terms;
 use common::handshake::context::Agreed;
 use common::handshake::{self, BlockSizes};
-use common::proto::{PAYLOAD_MAX, TransmissionFlags};
+use common::proto::{PAYLOAD_MAX, PAYLOAD_TAKEN_MAX, TransmissionFlags};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
@@ -155,7 +155,7 @@ impl Export {
             size: shape.size,
             flags: transmission_flags(shape) | agreed.style.flags(),
             block_min: BLOCK_MIN,
-            payload_max: PAYLOAD_MAX,
+            payload_max: PAYLOAD_TAKEN_MAX,
             contexts: u32::try_from(agreed.contexts.len()).expect("an export has few contexts"),
             style: agreed.style,
         }

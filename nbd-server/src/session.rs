@@ -48,7 +48,7 @@ pub use stream::Stream;
 /// Requests of one connection that are received and not yet answered. The kernel has 128 tags per
 /// connection; twice that keeps a deeper client busy, and bounds the memory of small requests.
 pub const REQUESTS_MAX: usize = 256;
-/// Bytes of payload one connection may hold: two of the longest requests.
+/// Bytes of payload one connection may hold before it takes another request: two of the longest that were advertised.
 pub const BYTES_MAX: usize = 64 << 20;
 
 /// What all connections of a server share.
