@@ -103,7 +103,7 @@ pub struct Serve {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "unix", "unix_mode", "unix_group", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "record", "tls_cert",
+            "listen", "unix", "unix_mode", "unix_group", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "record", "tls_cert", "tls_crl",
             "tls", "read_only", "direct", "user", "sandbox", "engine", "busy_poll", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
@@ -179,6 +179,11 @@ pub struct Serve {
     /// Roots of the clients' certificates in PEM: clients must show one that leads there
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
+
+    /// Lists of revoked certificates in PEM, one of each issuer that a client's certificate has below
+    /// its root: clients must show one that is in none
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    pub tls_crl: Option<PathBuf>,
 
     /// Whether clients may do without TLS where it is offered
     #[arg(long, value_enum, value_name = "WHEN", default_value = "required", requires = "tls_cert")]

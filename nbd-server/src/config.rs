@@ -261,7 +261,7 @@ fn tls(cli: &Serve) -> Option<(Files, Encryption)> {
         TlsPolicy::Required => Encryption::Required,
         TlsPolicy::Optional => Encryption::Optional,
     };
-    Some((Files { cert, key, ca: cli.tls_ca.clone() }, policy))
+    Some((Files { cert, key, ca: cli.tls_ca.clone(), crl: cli.tls_crl.clone() }, policy))
 }
 
 fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
@@ -56,6 +56,7 @@ struct Tls {
     cert: PathBuf,
     key: PathBuf,
     ca: Option<PathBuf>,
+    crl: Option<PathBuf>,
     #[serde(default)]
     policy: TlsPolicy,
 }
@@ -172,6 +173,11 @@ fn serve(file: &File) -> anyhow::Result<Serve> {
     if let Some(tls) = &file.tls {
         (serve.tls_cert, serve.tls_key) = (Some(tls.cert.clone()), Some(tls.key.clone()));
         serve.tls_ca.clone_from(&tls.ca);
+        serve.tls_crl.clone_from(&tls.crl);
+        ensure!(
+            tls.crl.is_none() || tls.ca.is_some(),
+            "[tls] crl needs a ca: without one, no client is asked for a certificate"
+        );
         serve.tls = tls.policy;
     }
     Ok(serve)

@@ -32,7 +32,7 @@ impl Plan {
             }
         }
         if let Some((files, _)) = &self.tls {
-            let files = [Some(&files.cert), Some(&files.key), files.ca.as_ref()];
+            let files = [Some(&files.cert), Some(&files.key), files.ca.as_ref(), files.crl.as_ref()];
             reach.read.extend(files.into_iter().flatten().map(|path| whole(path)));
         }
         // An editor puts a new file in the place of the old one.
