@@ -151,7 +151,7 @@ pub struct Terms {
     pub flags: TransmissionFlags,
     /// Alignment and smallest length of requests, in bytes.
     pub block_min: u32,
-    /// Longest READ or WRITE, in bytes.
+    /// Longest READ or WRITE, in bytes; it may be longer than what the client was told.
     pub payload_max: u32,
     /// Metadata contexts that were selected, at most [`CONTEXTS_MAX`]; their ids count from 1.
     pub contexts: u32,

@@ -42,6 +42,8 @@ pub const EXPORT_NAME_PADDING: usize = 124;
 pub const STRING_MAX: usize = 4096;
 /// The largest payload a portable peer may send or ask for: 32 MiB ("Size constraints").
 pub const PAYLOAD_MAX: u32 = 32 << 20;
+/// The largest payload that is taken though no portable peer sends it: 64 MiB, as by the reference server and nbdkit.
+pub const PAYLOAD_TAKEN_MAX: u32 = 64 << 20;
 
 wire_flags! {
     /// Handshake flags of the server's greeting (16 bits).

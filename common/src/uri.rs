@@ -15,7 +15,7 @@ use crate::proto::DEFAULT_PORT;
 pub enum Transport {
     /// A TCP port of a host.
     Tcp {
-        /// A name, an IPv4 address, or an IPv6 address without brackets.
+        /// A name, an IPv4 address, or an IPv6 address without brackets, perhaps with its zone: `fe80::1%eth0`.
         host: String,
         /// 10809 unless the URI says otherwise.
         port: u16,
@@ -89,7 +89,8 @@ impl FromStr for Uri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Uri, UriError> {
-        let uri = fluent_uri::Uri::parse(text).map_err(|e| UriError::Syntax(e.to_string()))?;
+        let (text, zone) = without_zone(text);
+        let uri = fluent_uri::Uri::parse(&*text).map_err(|e| UriError::Syntax(e.to_string()))?;
         let scheme = uri.scheme().as_str().to_ascii_lowercase();
         let (tls, kind) = match scheme.strip_prefix("nbd") {
             Some(rest) if rest.starts_with('s') => (Tls::Required, &rest[1..]),
@@ -97,7 +98,7 @@ impl FromStr for Uri {
             None => return Err(UriError::Scheme(scheme)),
         };
         let transport = match kind {
-            "" => tcp(&uri)?,
+            "" => tcp(&uri, zone)?,
             "+unix" => unix(&uri)?,
             "+vsock" => vsock(&uri)?,
             _ => return Err(UriError::Scheme(scheme)),
@@ -116,6 +117,7 @@ impl fmt::Display for Uri {
         let mut separator = '?';
         match &self.transport {
             Transport::Tcp { host, port } if host.contains(':') => {
+                let host = host.replacen('%', ZONE, 1);
                 write!(f, "nbd{s}://[{host}]:{port}/{export}")?;
             }
             Transport::Tcp { host, port } => write!(f, "nbd{s}://{host}:{port}/{export}")?,
@@ -132,7 +134,22 @@ impl fmt::Display for Uri {
     }
 }
 
-fn tcp(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
+/// What stands between an IPv6 address and its zone (RFC 6874).
+const ZONE: &str = "%25";
+
+/// A URI without the zone of its IPv6 address, which RFC 3986 does not know, and that zone.
+fn without_zone(text: &str) -> (Cow<'_, str>, Option<&str>) {
+    let found = || {
+        let (before, rest) = text.split_once("://[")?;
+        let (host, after) = rest.split_once(']')?;
+        let (address, zone) = host.split_once(ZONE).or_else(|| host.split_once('%'))?;
+        let is_zone = !zone.is_empty() && !zone.contains(['/', '%', '?', '#', '@']);
+        is_zone.then(|| (Cow::Owned(format!("{before}://[{address}]{after}")), Some(zone)))
+    };
+    found().unwrap_or((Cow::Borrowed(text), None))
+}
+
+fn tcp(uri: &fluent_uri::Uri<&str>, zone: Option<&str>) -> Result<Transport, UriError> {
     let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or(UriError::NoHost)?;
     let host = authority.host();
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -140,7 +157,8 @@ fn tcp(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
         None => DEFAULT_PORT,
         Some(port) => port.parse().ok().filter(|p| *p != 0).ok_or_else(|| UriError::Port(port.to_owned()))?,
     };
-    Ok(Transport::Tcp { host: bare.to_owned(), port })
+    let host = zone.map_or(bare.to_owned(), |zone| format!("{bare}%{zone}"));
+    Ok(Transport::Tcp { host, port })
 }
 
 fn unix(uri: &fluent_uri::Uri<&str>) -> Result<Transport, UriError> {
@@ -210,6 +228,11 @@ mod tests {
         let tcp = |host: &str, port| Transport::Tcp { host: host.into(), port };
         assert_eq!("nbd://h".parse::<Uri>().unwrap().transport, tcp("h", 10809));
         assert_eq!("nbds://[::1]:99/x".parse::<Uri>().unwrap().transport, tcp("::1", 99));
+        for text in ["nbd://[fe80::1%25eth0]:99/x", "nbd://[fe80::1%eth0]:99/x"] {
+            let uri = text.parse::<Uri>().unwrap();
+            assert_eq!(uri.transport, tcp("fe80::1%eth0", 99));
+            assert_eq!(uri.to_string(), "nbd://[fe80::1%25eth0]:99/x");
+        }
         let unix = "nbd+unix:///?socket=/run/a%20b".parse::<Uri>().unwrap().transport;
         assert_eq!(unix, Transport::Unix { path: "/run/a b".into() });
         let uri: Uri = "nbds+unix:///x?socket=/s&tls-certificates=/etc/pki/a%26b".parse().unwrap();
@@ -226,6 +249,7 @@ mod tests {
         assert_eq!(error("nbdx://h/"), UriError::Scheme("nbdx".into()));
         assert_eq!(error("nbd:///x"), UriError::NoHost);
         assert_eq!(error("nbd://h:99999/x"), UriError::Port("99999".into()));
+        assert!(matches!(error("nbd://[fe80::1%25]/x"), UriError::Syntax(_)));
         assert_eq!(error("nbd+unix:///x"), UriError::NoSocket);
         assert_eq!(error("nbd+unix://h/x?socket=s"), UriError::HostWithSocket);
         assert_eq!(error("nbd+vsock://h/x"), UriError::Cid("h".into()));

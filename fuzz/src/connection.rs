@@ -1,7 +1,6 @@
 //! A client's bytes against a whole connection, from the greeting on.
 
 use std::collections::VecDeque;
-use std::future::pending;
 use std::io::{self, Read};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,7 +8,8 @@ use std::task::{Context, Poll};
 
 use common::handshake::server::Encryption;
 use futures::io::{AsyncRead, AsyncWrite};
-use nbd_server::export::{Origin, Peer, Visible};
+use futures::stream::pending;
+use nbd_server::export::{Origin, Peer, Secrecy, Visible};
 use nbd_server::session::{self, End, Negotiated};
 
 use crate::stage::Stage;
@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
         let (registry, memory) = (std::mem::take(&mut stage.registry), stage.memory.clone());
         let sent = sent.to_vec();
         stage.play(async move {
-            let peer = Peer { origin: Origin::Host, names: Vec::new() };
+            let peer = Peer { origin: Origin::Host, names: Vec::new(), secrecy: Secrecy::Clear };
             let exports = Visible { registry: &registry, peer: &peer };
             let mut stream = Stream { sent: sent.into(), said: Vec::new() };
             match session::negotiate(&mut stream, &exports, Encryption::Unavailable).await {

@@ -10,10 +10,10 @@ mod replies;
 mod requests;
 mod script;
 
-use std::future::pending;
 use std::rc::Rc;
 
 use common::handshake::context::{Agreed, Context, ReplyStyle};
+use futures::stream::pending;
 use nbd_server::export::ALLOCATION_CONTEXT;
 use nbd_server::session::{Progress, transmit};
 

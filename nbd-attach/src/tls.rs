@@ -6,7 +6,7 @@ pub mod record;
 use crate::bounded::bounded;
 use clap::ValueEnum;
 use kernel::{KernelTlsError, is_chacha20};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem};
 use rustls::{ClientConfig, RootCertStore, SupportedCipherSuite};
@@ -198,7 +198,7 @@ fn stamp(dir: &Path) -> Stamp {
 }
 
 fn provider(preference: Preference) -> CryptoProvider {
-    let mut provider = ring::default_provider();
+    let mut provider = aws_lc_rs::default_provider();
     let is_chacha = |suite: &SupportedCipherSuite| is_chacha20(suite.suite());
     match preference {
         Preference::Chacha20 => provider.cipher_suites.sort_by_key(|suite| !is_chacha(suite)),

@@ -13,6 +13,7 @@ use common::handshake::server::{self, Encryption, Exports, Server};
 use common::handshake::{Export, Listed};
 use common::uri::{Tls, Transport, Uri};
 use nbd_server::config::resolve;
+use nbd_server::confine::UnixAccess;
 use nbd_server::listen::Listener;
 use nbd_server::transport::Socket;
 
@@ -31,10 +32,11 @@ pub enum Stream {
 /// Listens at ADDR:PORT, or at a path, which has a slash.
 pub async fn listen(address: &str) -> anyhow::Result<Listener> {
     if address.contains('/') {
-        return Listener::unix(Path::new(address));
+        return Listener::unix(Path::new(address), UnixAccess::default());
     }
     let all = resolve(address).with_context(|| address.to_owned())?;
-    Listener::tcp(*all.first().context("the name means no address")?).await
+    let first = all.first().context("the name means no address")?;
+    Listener::tcp(std::slice::from_ref(first))?.pop().context("one address is one listener")
 }
 
 /// Where clients find an export of that name.

@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::Context;
 use common::handshake::server::Encryption;
 use common::uri::Uri;
-use futures::future::pending;
+use futures::stream::pending;
 
 use nbd_server::buf::{Budget, IoBuf, Pool};
 use nbd_server::device::{Backend, Shape, Support, leaf};
 use nbd_server::durability::{EarlyLimits, Mode};
 use nbd_server::epoch_store;
-use nbd_server::export::{Export, Origin, Peer, Registry, Visible};
+use nbd_server::export::{Export, Origin, Peer, Registry, Secrecy, Visible};
 use nbd_server::listen::Listener;
 use nbd_server::session::{self, End, Memory, Negotiated, Progress};
 use nbd_server::transport::{Adapted, Stream};
@@ -121,7 +121,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let mut stream = Adapted(stream);
-    let peer = Peer { origin: Origin::Host, names: Vec::new() };
+    let peer = Peer { origin: Origin::Host, names: Vec::new(), secrecy: Secrecy::Clear };
     let visible = Visible { registry: &exports, peer: &peer };
     let negotiation = session::negotiate(&mut stream, &visible, Encryption::Unavailable);
     match timeout(PATIENCE, negotiation).await.unwrap_or(Err(End::Stopped)) {

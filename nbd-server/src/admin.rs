@@ -4,6 +4,7 @@
 //! for what is said. What was ordered is carried out even if whoever ordered it hangs up.
 
 pub mod message;
+mod sources;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -17,16 +18,18 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
-use nix::sys::stat::{Mode as Permissions, umask};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
+use crate::confine::UnixAccess;
 use crate::export::{Export, Registry};
 use crate::listen::{ACCEPT_REST, SocketFile, unix_socket};
 use message::{Answer, Request, Status};
+
+pub use sources::look_again;
 
 /// Bytes of one request; the longest has an export's name of 4096 bytes, each of them escaped.
 const REQUEST_MAX: u64 = 32 << 10;
@@ -44,11 +47,7 @@ pub struct Admin {
 impl Admin {
     /// Listens at `path`, for this user only.
     pub fn listen(path: &Path) -> anyhow::Result<Admin> {
-        let others = Permissions::S_IRWXG | Permissions::S_IRWXO;
-        let before = umask(others);
-        let socket = unix_socket(path);
-        umask(before);
-        let (listener, file) = socket?;
+        let (listener, file) = unix_socket(path, UnixAccess::PRIVATE)?;
         let admin = Admin { listener, _file: file, spare: RefCell::default() };
         admin.keep_spare();
         Ok(admin)
@@ -167,8 +166,9 @@ async fn answer(request: Request, exports: &Registry) -> Result<Answer, String> 
     if let Request::List { export } = &request {
         let chosen = match export {
             Some(_) => vec![choose(exports, export.as_deref())?],
-            None => exports.all(),
+            None => exports.unclosed(),
         };
+        look_again(&chosen).await;
         return Ok(Answer::Exports(chosen.iter().map(|export| Status::of(export)).collect()));
     }
     let export = choose(exports, request.export())?;

@@ -103,21 +103,31 @@ pub struct Serve {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "unix", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "record", "tls_cert",
+            "listen", "unix", "unix_mode", "unix_group", "vsock", "durability", "dirty_max", "dirty_age", "early_ack_max", "state_dir", "admin", "record", "tls_cert", "tls_crl",
             "tls", "read_only", "direct", "user", "sandbox", "engine", "busy_poll", "workers", "max_connections", "max_memory", "handshake_timeout", "shutdown_timeout",
             "exports",
         ]
     )]
     pub config: Option<PathBuf>,
 
-    /// TCP address to listen on; may be given several times [default: 127.0.0.1:10809, unless
-    /// --unix or --vsock is given or sockets are inherited, as from systemd]
+    /// TCP address to listen on, or :PORT for all addresses, of IPv6 and of IPv4; may be given several
+    /// times [default: 127.0.0.1:10809, unless --unix or --vsock is given or sockets are inherited, as
+    /// from systemd]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Vec<String>,
 
     /// Unix socket to listen on; may be given several times
     #[arg(long, value_name = "PATH")]
     pub unix: Vec<PathBuf>,
+
+    /// Permissions of the Unix sockets, in octal: clients need the right to write [default: what the
+    /// umask leaves, and 660 with --unix-group]
+    #[arg(long, value_name = "MODE", requires = "unix", value_parser = parse_mode)]
+    pub unix_mode: Option<u32>,
+
+    /// Group of the Unix sockets
+    #[arg(long, value_name = "NAME", requires = "unix")]
+    pub unix_group: Option<String>,
 
     /// vsock port to listen on, for the virtual machines of this host, or in one for its host; may be
     /// given several times
@@ -169,6 +179,11 @@ pub struct Serve {
     /// Roots of the clients' certificates in PEM: clients must show one that leads there
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
+
+    /// Lists of revoked certificates in PEM, one of each issuer that a client's certificate has below
+    /// its root: clients must show one that is in none
+    #[arg(long, value_name = "FILE", requires = "tls_ca")]
+    pub tls_crl: Option<PathBuf>,
 
     /// Whether clients may do without TLS where it is offered
     #[arg(long, value_enum, value_name = "WHEN", default_value = "required", requires = "tls_cert")]
@@ -297,6 +312,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .with_binary()
         .parse_size(text)
         .map_err(|error| format!("{text:?} is no size ({error}); write for example 512M or 1G"))
+}
+
+/// Permissions, in octal.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| format!("{text:?} is no mode; write for example 660"))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

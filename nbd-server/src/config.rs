@@ -5,12 +5,13 @@
 //! anything; [`Config::open`] opens it.
 
 pub mod file;
+mod lock;
 mod open;
 mod reach;
 mod record;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -23,13 +24,14 @@ use common::wire;
 
 use crate::backend::Access;
 use crate::cli::{Serve, TlsPolicy};
-use crate::confine::{Sandbox, User};
+use crate::confine::{Sandbox, UnixAccess, User};
 use crate::durability::{EarlyLimits, Mode};
 use crate::engine::{Engine, Pool};
 use crate::export::{Admission, Export, Registry};
 use crate::tls::{Files, Upgrader};
 use open::Opener;
 
+pub use lock::{Lock, Locks};
 pub use open::path_of;
 pub use record::Recording;
 
@@ -67,6 +69,12 @@ impl Definition {
             |it: &Definition| (it.name.clone(), it.serve.clone(), it.size, it.access, it.direct, it.limits);
         storage(self) == storage(other)
     }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.access == Access::ReadOnly
+    }
 }
 
 /// What is the same for all exports.
@@ -77,6 +85,8 @@ pub struct Globals {
     pub listen: Vec<String>,
     /// Unix sockets to listen on.
     pub unix: Vec<PathBuf>,
+    /// Who may connect to those; what the umask says, where nothing else is said.
+    pub unix_access: UnixAccess,
     /// vsock ports to listen on.
     pub vsock: Vec<u32>,
     /// Where the operator is heard.
@@ -151,11 +161,10 @@ impl Plan {
         let file = path_of(serve).map(|path| path.canonicalize().unwrap_or_else(|_| path.into()));
         let same =
             file.iter().flat_map(|file| served.get(file)).flatten().map(|number| &self.exports[*number]);
-        let both_read =
-            |other: &&Definition| other.access == Access::ReadOnly && definition.access == Access::ReadOnly;
-        if let Some(other) = same.into_iter().find(|other| !both_read(other)) {
+        let both_write = |other: &&Definition| !other.is_read_only() && !definition.is_read_only();
+        if let Some(other) = same.into_iter().find(both_write) {
             bail!(
-                "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless both are \
+                "{serve} is served as {:?} already, and cannot be as {name:?} at the same time, unless one of them is \
                  read-only",
                 other.name
             );
@@ -173,7 +182,7 @@ impl Plan {
         for address in &self.globals.listen {
             resolve(address).with_context(|| format!("listen {address}"))?;
         }
-        self.exports.iter().try_for_each(open::check)
+        self.exports.iter().try_for_each(Definition::check)
     }
 
     /// Reads what TLS needs.
@@ -183,8 +192,8 @@ impl Plan {
     }
 
     /// Opens and locks one of its exports.
-    pub fn open(&self, definition: &Definition, pool: &Pool) -> anyhow::Result<Arc<Export>> {
-        Opener::new(self.globals.state_dir.clone(), pool).export(definition)
+    pub fn open(&self, definition: &Definition, pool: &Pool, locks: &Locks) -> anyhow::Result<Arc<Export>> {
+        Opener::new(self.globals.state_dir.clone(), pool, locks).export(definition)
     }
 }
 
@@ -200,10 +209,10 @@ pub struct Config {
 
 impl Config {
     /// Opens everything.
-    pub fn open(plan: Plan, pool: &Pool) -> anyhow::Result<Config> {
+    pub fn open(plan: Plan, pool: &Pool, locks: &Locks) -> anyhow::Result<Config> {
         let exports = Registry::default();
         for definition in &plan.exports {
-            exports.add(plan.open(definition, pool)?);
+            exports.add(plan.open(definition, pool, locks)?);
         }
         Ok(Config { tls: plan.upgrader()?, plan, exports })
     }
@@ -216,6 +225,7 @@ fn globals(cli: &Serve) -> anyhow::Result<Globals> {
     Ok(Globals {
         listen: cli.listen.clone(),
         unix: cli.unix.clone(),
+        unix_access: UnixAccess::find(cli.unix_mode, cli.unix_group.as_deref())?,
         vsock: cli.vsock.clone(),
         admin: cli.admin.clone(),
         record: cli.record.clone(),
@@ -258,7 +268,7 @@ fn tls(cli: &Serve) -> Option<(Files, Encryption)> {
         TlsPolicy::Required => Encryption::Required,
         TlsPolicy::Optional => Encryption::Optional,
     };
-    Some((Files { cert, key, ca: cli.tls_ca.clone() }, policy))
+    Some((Files { cert, key, ca: cli.tls_ca.clone(), crl: cli.tls_crl.clone() }, policy))
 }
 
 fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
@@ -275,15 +285,24 @@ fn early_limits(cli: &Serve) -> anyhow::Result<EarlyLimits> {
     Ok(limits)
 }
 
-/// What `ADDR:PORT` means; a name may mean several addresses.
+/// What `ADDR:PORT` means; a name may mean several addresses, and none means all of the machine's, of both families.
 ///
 /// # Errors
 /// Where it means none.
 pub fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = text
-        .to_socket_addrs()
-        .context("not an address (write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809)")?;
-    Ok(found.collect())
+    let split = || {
+        let (host, port) = text.rsplit_once(':')?;
+        Some((host, port.parse::<u16>().ok()?))
+    };
+    let (host, port) = split().context(
+        "not an address: write ADDR:PORT, for example 127.0.0.1:10809 or [::1]:10809, or :10809 for all addresses",
+    )?;
+    if let "" | "*" = host {
+        return Ok(vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]);
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let found = (bare.unwrap_or(host), port).to_socket_addrs();
+    Ok(found.with_context(|| format!("nothing is known of {host:?}"))?.collect())
 }
 
 /// Splits `NAME=SPEC`. What stands before the `=` is a name only if it holds no slash, so that

@@ -1,4 +1,4 @@
-//! The server's hold on itself: what a peer that has found a fault could still not do.
+//! The server's hold on itself: what a peer that has found a fault could still not do, and who may connect.
 //!
 //! | step | when | by |
 //! |---|---|---|
@@ -11,12 +11,14 @@
 
 mod calls;
 mod files;
+mod unix_access;
 mod user;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+pub use unix_access::UnixAccess;
 pub use user::User;
 
 /// Whether the server shall confine itself.

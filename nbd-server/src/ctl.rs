@@ -42,13 +42,17 @@ fn request(action: &Action) -> Request {
 fn told(export: &Status) -> String {
     let name = if export.name.is_empty() { "(default export)" } else { &export.name };
     let access = if export.read_only { ", read-only" } else { "" };
-    let mut told = format!("{name}: {}, {} bytes{access}\n", export.mode, export.size_bytes);
+    let ending = if export.ending { ", ending: it takes no more clients" } else { "" };
+    let mut told = format!("{name}: {}, {} bytes{access}{ending}\n", export.mode, export.size_bytes);
     told += &format!(
         "  acknowledged and not known to be stable: {} bytes, {} of them in the early-ack cache\n",
         export.unstable_bytes, export.dirty_bytes
     );
     if let Some(poison) = &export.poison {
         told += &format!("  POISONED: {poison}\n");
+    }
+    if let Some(source) = export.source.as_ref().and_then(|source| source.told.as_ref()) {
+        told += &format!("  {source}\n");
     }
     if let Some(epoch) = &export.epoch {
         told += &format!("  epoch: {epoch}\n");

@@ -4,14 +4,19 @@
 
 mod door;
 mod registry;
+mod source;
 
+use std::any::Any;
 use std::io;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use common::command::Terms;
 use common::handshake::context::Agreed;
 use common::handshake::{self, BlockSizes};
-use common::proto::{PAYLOAD_MAX, TransmissionFlags};
+use common::proto::{PAYLOAD_MAX, PAYLOAD_TAKEN_MAX, TransmissionFlags};
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::Shared;
 use recording::{Recorder, Tap, What};
 
 use crate::device::{Device, Shape, Support};
@@ -20,8 +25,9 @@ use crate::durability::{ChangeError, Durability, EarlyLimits, Health, Mode};
 use crate::metrics::Counters;
 use door::Door;
 
-pub use door::{Admission, Origin, Peer, Visit};
+pub use door::{Admission, Origin, Peer, Secrecy, Visit};
 pub use registry::{Registry, Visible};
+pub use source::{Found, Source};
 
 /// The metadata context that tells holes from data.
 pub const ALLOCATION_CONTEXT: &str = "base:allocation";
@@ -35,11 +41,17 @@ const BLOCK_MIN: u32 = 1;
 pub struct Export {
     name: String,
     durability: Durability,
-    counters: Counters,
+    counters: Arc<Counters>,
     door: Door,
     /// What the operator has to say about it.
     text: RwLock<Option<String>>,
     recorder: OnceLock<Arc<Recorder>>,
+    source: OnceLock<Arc<Source>>,
+    /// What keeps others off it. It goes after the storage.
+    lock: OnceLock<Arc<dyn Any + Send + Sync>>,
+    released: Shared<oneshot::Receiver<()>>,
+    /// The last field: it goes once everything else is let go of.
+    _release: oneshot::Sender<()>,
 }
 
 impl Export {
@@ -54,14 +66,46 @@ impl Export {
     ) -> Export {
         let durability = Durability::over(&name, storage, mode, limits, epoch);
         let door = Door::new(Admission::default());
-        let (counters, text, recorder) = (Counters::default(), RwLock::default(), OnceLock::new());
-        Export { name, durability, counters, door, text, recorder }
+        let (_release, released) = oneshot::channel();
+        Export {
+            name,
+            durability,
+            counters: Arc::default(),
+            door,
+            text: RwLock::default(),
+            recorder: OnceLock::new(),
+            source: OnceLock::new(),
+            lock: OnceLock::new(),
+            released: released.shared(),
+            _release,
+        }
     }
 
-    /// Says who may use it from now on, and what people are told about it.
-    pub fn present(&self, text: Option<String>, admission: Admission) {
+    /// Says who may use it from now on, and what people are told about it. Connections that may not be any more are
+    /// asked to end; tells how many they are.
+    pub fn present(&self, text: Option<String>, admission: Admission) -> usize {
         *self.text.write().unwrap_or_else(PoisonError::into_inner) = text;
-        self.door.change(admission);
+        self.door.change(admission)
+    }
+
+    /// Says which file or device it serves, and gives it the lock on that to hold.
+    ///
+    /// # Panics
+    /// When that was said already.
+    pub fn serves(&self, source: Source, lock: Arc<dyn Any + Send + Sync>) {
+        let is_first = self.source.set(Arc::new(source)).is_ok() && self.lock.set(lock).is_ok();
+        assert!(is_first, "an export serves one file");
+    }
+
+    /// The file or device that it serves, if it serves one.
+    #[must_use]
+    pub fn source(&self) -> Option<&Arc<Source>> {
+        self.source.get()
+    }
+
+    /// Resolves once nobody holds it any more, and its file and lock are let go of with it.
+    pub fn released(&self) -> impl Future<Output = ()> + Unpin + Send + 'static + use<> {
+        self.released.clone().map(|_sender_is_gone| ())
     }
 
     /// Records what its connections ask from now on.
@@ -99,7 +143,7 @@ impl Export {
 
     /// What it has done so far.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
@@ -111,7 +155,7 @@ impl Export {
             size: shape.size,
             flags: transmission_flags(shape) | agreed.style.flags(),
             block_min: BLOCK_MIN,
-            payload_max: PAYLOAD_MAX,
+            payload_max: PAYLOAD_TAKEN_MAX,
             contexts: u32::try_from(agreed.contexts.len()).expect("an export has few contexts"),
             style: agreed.style,
         }

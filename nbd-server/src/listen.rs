@@ -1,22 +1,28 @@
 //! Listening sockets: bound with clear errors, accepted from without spinning.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use common::uri::{Tls, Transport, Uri};
 use listenfd::ListenFd;
+use nix::net::if_::if_nameindex;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, UnixListener};
+use rustix::net::sockopt::set_ipv6_v6only;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
+use crate::confine::UnixAccess;
 use crate::transport::Socket;
 
 /// How long accepting rests when descriptors have run out: the wait for some connection to end.
 pub(crate) const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// A socket that clients connect to.
 pub enum Listener {
@@ -38,20 +44,39 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Listens on a TCP address.
-    pub async fn tcp(address: SocketAddr) -> anyhow::Result<Listener> {
-        match TcpListener::bind(address).await {
-            Ok(listener) => Ok(Listener::Tcp(listener)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                bail!("cannot listen on {address}: the port is taken; choose another with --listen")
+    /// Listens on TCP addresses. `[::]` has those of IPv4, too, unless 0.0.0.0 is among them with the same port, or the
+    /// kernel has no IPv6.
+    pub fn tcp(addresses: &[SocketAddr]) -> anyhow::Result<Vec<Listener>> {
+        let is_listed = |address: &SocketAddr| {
+            address.port() != 0 && addresses.contains(&(Ipv4Addr::UNSPECIFIED, address.port()).into())
+        };
+        let listen = |address: &SocketAddr| {
+            let families = if is_listed(address) { Families::One } else { Families::Both };
+            match bind(*address, families) {
+                Err(error) if no_ipv6(&error) && address.ip().is_unspecified() && !is_listed(address) => {
+                    bind((Ipv4Addr::UNSPECIFIED, address.port()).into(), families)
+                }
+                bound => bound,
             }
-            Err(error) => Err(error).with_context(|| format!("cannot listen on {address}")),
-        }
+        };
+        let explained = |address: &SocketAddr| {
+            let explain = |error: io::Error| match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    anyhow!("cannot listen on {address}: the port is taken; choose another with --listen")
+                }
+                _ if no_ipv6(&error) => {
+                    anyhow!("cannot listen on {address}: this machine has no IPv6; choose an address of IPv4")
+                }
+                _ => anyhow!("cannot listen on {address}: {error}"),
+            };
+            listen(address).map(Listener::Tcp).map_err(explain)
+        };
+        addresses.iter().map(explained).collect()
     }
 
     /// Listens on a Unix socket.
-    pub fn unix(path: &Path) -> anyhow::Result<Listener> {
-        let (listener, file) = unix_socket(path)?;
+    pub fn unix(path: &Path, access: UnixAccess) -> anyhow::Result<Listener> {
+        let (listener, file) = unix_socket(path, access)?;
         Ok(Listener::Unix(listener, Some(file)))
     }
 
@@ -84,7 +109,7 @@ impl Listener {
         let transport = match self {
             Listener::Tcp(listener) => {
                 let address = listener.local_addr()?;
-                Transport::Tcp { host: address.ip().to_string(), port: address.port() }
+                Transport::Tcp { host: host(&address), port: address.port() }
             }
             Listener::Unix(listener, _) => {
                 let address = listener.local_addr()?;
@@ -124,10 +149,48 @@ impl Listener {
     }
 }
 
+/// Which families an IPv6 socket without an address takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Families {
+    One,
+    Both,
+}
+
+fn bind(address: SocketAddr, families: Families) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        set_ipv6_v6only(&socket, families == Families::One)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
+}
+
+/// An address without its port, and with its zone by name.
+fn host(address: &SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => {
+            let name = if_nameindex().ok().and_then(|all| {
+                let found = all.iter().find(|it| it.index() == v6.scope_id())?;
+                Some(found.name().to_string_lossy().into_owned())
+            });
+            format!("{}%{}", v6.ip(), name.unwrap_or_else(|| v6.scope_id().to_string()))
+        }
+        other => other.ip().to_string(),
+    }
+}
+
 /// Descriptors beside those of connections and exports: listeners, the runtimes' own.
 const DESCRIPTORS_SPARE: u64 = 256;
-/// Descriptors of an export at most: its storage, opened for requests and syncs, and its epoch's record.
-const DESCRIPTORS_PER_EXPORT: u64 = 6;
+/// Descriptors of an export at most: its storage, opened for requests and syncs, its lock, and its epoch's record.
+const DESCRIPTORS_PER_EXPORT: u64 = 7;
 
 /// Raises the soft limit of descriptors to the hard one, and warns where so many connections and exports need
 /// more. Programs that wait with `select(2)` are why the soft limit is low; this one does not.
@@ -153,9 +216,11 @@ pub fn raise_descriptor_limit(connections_max: usize, exports: usize) {
 
 /// A listening Unix socket. The file of a server that was killed is replaced, that of a living one
 /// refused.
-pub fn unix_socket(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+pub fn unix_socket(path: &Path, access: UnixAccess) -> anyhow::Result<(UnixListener, SocketFile)> {
     let shown = path.display();
     recording::vacate(path).with_context(|| format!("cannot listen on {shown}"))?;
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
-    Ok((listener, SocketFile(path.to_owned())))
+    access.apply(path, || {
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
+        Ok((listener, SocketFile(path.to_owned())))
+    })
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use logging::{LevelFilter, Log, Look};
 use nbd_server::cli::{Cli, Command, LogFormat, Serve};
-use nbd_server::config::{Config, Plan, Recording};
+use nbd_server::config::{Config, Locks, Plan, Recording};
 use nbd_server::confine::{self, User};
 use nbd_server::ctl;
 use nbd_server::engine::{Pool, pool};
@@ -49,17 +49,22 @@ fn run(cli: &Serve, log: &Log) -> anyhow::Result<ExitCode> {
     };
     raise_descriptor_limit(plan.globals.connections_max, plan.exports.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let sockets = runtime.block_on(Sockets::open(&plan.globals))?;
+    // Its sockets are the runtime's.
+    let sockets = runtime.block_on(async { Sockets::open(&plan.globals) })?;
     // From here on with no more rights than needed; threads inherit what holds for this one.
     plan.globals.user.iter().try_for_each(User::become_it)?;
     let recording = Recording::open(&plan.globals)?;
+    let locks = Locks::default();
+    let locked = plan.lock(&locks)?;
     let reach = plan.reach(cli.config.as_deref());
     let confined = confine::files(plan.globals.sandbox, &reach)?;
     log.in_background();
     let pool = Pool::start(pool::THREADS)?;
-    let config = Config::open(plan, &pool)?;
+    let config = Config::open(plan, &pool, &locks)?;
+    drop(locked);
     recording.map_or(Ok(()), |recording| recording.begin(&config))?;
-    let reloader = cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), reach, pool));
+    let reloader =
+        cli.config.clone().map(|file| Reloader::new(file, config.plan.clone(), reach, pool, locks));
     let code = runtime.block_on(server::run(config, sockets, confined, reloader));
     // Its threads may wait for a disk for ever; they end with the process.
     std::mem::forget(runtime);

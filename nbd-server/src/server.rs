@@ -47,8 +47,8 @@ impl Sockets {
     ///
     /// # Errors
     /// Where an address means nothing or is taken.
-    pub async fn open(globals: &Globals) -> anyhow::Result<Sockets> {
-        let listeners = listen(globals).await?;
+    pub fn open(globals: &Globals) -> anyhow::Result<Sockets> {
+        let listeners = listen(globals)?;
         let admin = globals.admin.as_deref().map(Admin::listen).transpose()?;
         Ok(Sockets { listeners, admin })
     }
@@ -79,10 +79,11 @@ pub async fn run(
     });
     let mut crew = Crew::start(globals.workers, globals.engine, &shared)?;
     let keeper = crew.keeper().clone();
+    let uris = uris(&listeners, policy)?;
     let places = Arc::new(Semaphore::new(globals.connections_max));
     confined.calls(globals.sandbox)?;
     confined.log();
-    announce(&listeners, policy)?;
+    announce(&uris);
     let hangups = Notify::new();
     let on_hangup = if reloader.is_some() { Hangup::Reloads(&hangups) } else { Hangup::Stops };
     // On the heap, because they are left where they are if the end does not wait for them: whoever drops a sync that a
@@ -113,37 +114,43 @@ pub async fn run(
     Ok(code)
 }
 
-async fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
+fn listen(globals: &Globals) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = Listener::inherited()?;
+    let mut addresses = Vec::new();
     for address in &globals.listen {
-        for address in resolve(address).with_context(|| format!("--listen {address}"))? {
-            listeners.push(Listener::tcp(address).await?);
-        }
+        addresses.extend(resolve(address).with_context(|| format!("--listen {address}"))?);
     }
+    listeners.extend(Listener::tcp(&addresses)?);
     for path in &globals.unix {
-        listeners.push(Listener::unix(path)?);
+        listeners.push(Listener::unix(path, globals.unix_access)?);
     }
     for port in &globals.vsock {
         listeners.push(Listener::vsock(*port)?);
     }
     if listeners.is_empty() {
-        listeners.push(Listener::tcp(DEFAULT_ADDRESS).await?);
+        listeners.extend(Listener::tcp(&[DEFAULT_ADDRESS])?);
     }
     Ok(listeners)
 }
 
-/// Tells people (log) and scripts (standard output) where clients connect.
-fn announce(listeners: &[Listener], encryption: Option<Encryption>) -> anyhow::Result<()> {
+/// Where clients connect.
+fn uris(listeners: &[Listener], encryption: Option<Encryption>) -> anyhow::Result<Vec<Uri>> {
     let tls = if encryption == Some(Encryption::Required) { Tls::Required } else { Tls::Off };
-    for listener in listeners {
-        let uri = Uri { tls, ..listener.uri().context("cannot tell the listening address")? };
+    let uri = |listener: &Listener| {
+        listener.uri().map(|uri| Uri { tls, ..uri }).context("cannot tell the listening address")
+    };
+    listeners.iter().map(uri).collect()
+}
+
+/// Tells people (log) and scripts (standard output) where clients connect.
+fn announce(uris: &[Uri]) {
+    for uri in uris {
         tracing::info!(%uri, "listening");
         if let Err(error) = logging::announce(&format!("{uri}\n")) {
             tracing::warn!(%error, "cannot tell the URI on standard output");
         }
     }
     tell_systemd(NotifyState::Ready);
-    Ok(())
 }
 
 /// Tells whoever started the server how far it is (`sd_notify(3)`), if that is wanted.
@@ -217,7 +224,7 @@ async fn finish(shared: &Shared, places: &Semaphore, connections_max: usize) -> 
         let closed = timeout_at(deadline, &mut closing).await;
         let closed = span.in_scope(|| match closed {
             Ok(Ok(())) => {
-                tracing::info!(counters = %export.counters(), "closed");
+                export.counters().log(export.name(), "closed");
                 Ok(())
             }
             Ok(Err(error)) => {
@@ -339,12 +346,8 @@ enum Heard {
 fn report(shared: &Shared) {
     for export in shared.exports.all() {
         let health = export.health();
-        tracing::info!(
-            export = export.name(),
-            counters = %export.counters(),
-            dirty_bytes = health.dirty_bytes,
-            poison = health.poison,
-            "counters"
-        );
+        export.counters().log(export.name(), "counters");
+        let (dirty_bytes, unstable_bytes) = (health.dirty_bytes, health.unstable_bytes);
+        tracing::info!(export = export.name(), dirty_bytes, unstable_bytes, poison = health.poison, "health");
     }
 }

@@ -32,7 +32,7 @@ use common::Violation;
 use common::command::{Command, Span};
 use common::handshake::context::Agreed;
 use futures::FutureExt;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{FusedStream, FuturesUnordered, StreamExt};
 
 use crate::buf::{Account, Budget, Pool};
 use crate::durability::{Client, Receipt};
@@ -47,7 +47,7 @@ pub use stream::Stream;
 /// Requests of one connection that are received and not yet answered. The kernel has 128 tags per
 /// connection; twice that keeps a deeper client busy, and bounds the memory of small requests.
 pub const REQUESTS_MAX: usize = 256;
-/// Bytes of payload one connection may hold: two of the longest requests.
+/// Bytes of payload one connection may hold before it takes another request: two of the longest that were advertised.
 pub const BYTES_MAX: usize = 64 << 20;
 
 /// What all connections of a server share.
@@ -100,23 +100,22 @@ pub struct Progress {
 
 /// Serves a negotiated connection until it ends; everything received whole is finished by then.
 ///
-/// `stop` resolves when no more requests shall be taken. The stream is left open, so that the
-/// caller can close it as its transport demands.
+/// `stop` says when no more requests shall be taken, and may say later that what was received shall not be answered
+/// either. The stream is left open, so that the caller can close it as its transport demands.
 pub async fn transmit<S>(
     stream: &mut S,
     export: Arc<Export>,
     agreed: Agreed,
     memory: Memory,
-    stop: impl Future<Output = Stop> + Unpin,
+    mut stop: impl FusedStream<Item = Stop> + Unpin,
     progress: Rc<Progress>,
 ) -> End
 where
     S: Stream,
 {
     let mut connection = Connection::new(stream, export, agreed, memory, progress);
-    let mut stop = stop;
     let end = poll_fn(|cx| connection.poll(cx, &mut stop)).await;
-    connection.finish(end).await
+    connection.finish(end, &mut stop).await
 }
 
 /// Why no more requests shall be taken.
@@ -177,7 +176,11 @@ impl<'s, S: Stream> Connection<'s, S> {
     /// Requests are taken from what was already received before replies are sent, and replies
     /// are sent before more is received: one `recv` brings many requests and one `send` takes
     /// many replies away, and at depth one each goes at once.
-    fn poll(&mut self, cx: &mut Context<'_>, stop: &mut (impl Future<Output = Stop> + Unpin)) -> Poll<End> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stop: &mut (impl FusedStream<Item = Stop> + Unpin),
+    ) -> Poll<End> {
         loop {
             self.poll_in_flight(cx);
             while let Poll::Ready(incoming) = self.poll_decode(cx) {
@@ -191,7 +194,7 @@ impl<'s, S: Stream> Connection<'s, S> {
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
                 Poll::Pending => {}
             }
-            if let Poll::Ready(why) = Pin::new(&mut *stop).poll(cx) {
+            if let Some(why) = poll_stop(cx, stop) {
                 if why == Stop::AtOnce {
                     self.replies.discard();
                 }
@@ -300,20 +303,27 @@ impl<'s, S: Stream> Connection<'s, S> {
     }
 
     /// Finishes what was received and sends what can still be sent.
-    async fn finish(mut self, end: End) -> End {
+    async fn finish(mut self, end: End, stop: &mut (impl FusedStream<Item = Stop> + Unpin)) -> End {
         self.around.export.device().disconnect(&self.client);
         if let End::Broken(_) | End::Violation(_) = end {
             self.replies.discard();
         }
-        poll_fn(|cx| self.poll_finish(cx)).await;
+        poll_fn(|cx| self.poll_finish(cx, stop)).await;
         // Nothing a client left behind stays in the server alone. An error is told to those who are left.
         let _poisoned = self.around.export.write_back().await;
         end
     }
 
-    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_finish(
+        &mut self,
+        cx: &mut Context<'_>,
+        stop: &mut (impl FusedStream<Item = Stop> + Unpin),
+    ) -> Poll<()> {
         loop {
             self.poll_in_flight(cx);
+            if poll_stop(cx, stop) == Some(Stop::AtOnce) {
+                self.replies.discard();
+            }
             match self.poll_send(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => self.replies.discard(),
@@ -324,4 +334,15 @@ impl<'s, S: Stream> Connection<'s, S> {
             }
         }
     }
+}
+
+/// The last that is said about stopping, if something is.
+fn poll_stop(cx: &mut Context<'_>, stop: &mut (impl FusedStream<Item = Stop> + Unpin)) -> Option<Stop> {
+    let mut said = None;
+    while !stop.is_terminated()
+        && let Poll::Ready(Some(why)) = stop.poll_next_unpin(cx)
+    {
+        said = Some(why);
+    }
+    said
 }

@@ -1,18 +1,21 @@
 //! TLS by rustls: what a server shows of itself, and what it wants to see of its clients.
 //!
 //! No session tickets: they are records that arrive after the handshake, and a client that has given
-//! its socket to the kernel by then cannot take them. ChaCha20-Poly1305 is preferred: AES-GCM keys wear
-//! out within a disk's life, and such a client cannot take a new one either.
+//! its socket to the kernel by then cannot take them. The cipher is the client's choice: AES-GCM is faster where
+//! processors have instructions for it, and a client of the kernel, whose AES-GCM keys wear out within a disk's life,
+//! asks for ChaCha20-Poly1305.
+
+mod explain;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
-use rustls::crypto::{CryptoProvider, ring};
+use anyhow::{Context, anyhow, ensure};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{CipherSuite, RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -27,6 +30,8 @@ pub struct Files {
     pub key: PathBuf,
     /// Roots of the clients' certificates; without them a client needs none.
     pub ca: Option<PathBuf>,
+    /// Lists of those of the clients' certificates that are good no more.
+    pub crl: Option<PathBuf>,
 }
 
 /// Upgrades connections.
@@ -36,7 +41,7 @@ pub struct Upgrader(TlsAcceptor);
 impl Upgrader {
     /// Reads and checks the files.
     pub fn open(files: &Files) -> anyhow::Result<Upgrader> {
-        let provider = Arc::new(provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .context("TLS")?;
@@ -44,21 +49,22 @@ impl Upgrader {
             None => builder.with_no_client_auth(),
             Some(path) => {
                 let roots = Arc::new(roots(path)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .with_crls(files.crl.as_deref().map_or(Ok(Vec::new()), revoked)?)
+                    .build();
                 builder.with_client_cert_verifier(
-                    verifier.with_context(|| format!("--tls-ca {}", path.display()))?,
+                    verifier.map_err(|error| anyhow!(explain::roots(&error, files)))?,
                 )
             }
         };
-        let shown = files.key.display();
-        let key = PrivateKeyDer::from_pem_file(&files.key).with_context(|| format!("--tls-key {shown}"))?;
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|_no_more_than_that| anyhow!(explain::no_key(&files.key)))?;
         let mut config = builder
             .with_single_cert(certificates(&files.cert, "--tls-cert")?, key)
-            .with_context(|| format!("{} and {shown} do not go together", files.cert.display()))?;
+            .map_err(|error| anyhow!(explain::key_pair(&error, &files.cert, &files.key)))?;
         // Nobody resumes a session: not by a ticket, and not by its number.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ignore_client_order = true;
         Ok(Upgrader(TlsAcceptor::from(Arc::new(config))))
     }
 
@@ -67,7 +73,16 @@ impl Upgrader {
         &self,
         stream: S,
     ) -> std::io::Result<TlsStream<S>> {
-        self.0.accept(stream).await
+        self.0.accept(stream).await.map_err(|error| {
+            let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            match reason.map(explain::handshake) {
+                Some(reason) => std::io::Error::new(error.kind(), reason),
+                None if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    std::io::Error::new(error.kind(), explain::CLOSED)
+                }
+                None => error,
+            }
+        })
     }
 }
 
@@ -81,22 +96,6 @@ pub fn names<S>(stream: &TlsStream<S>) -> Vec<String> {
     }
 }
 
-/// The cryptography, ChaCha20 first.
-fn provider() -> CryptoProvider {
-    let mut provider = ring::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !is_chacha(suite.suite()));
-    provider
-}
-
-fn is_chacha(suite: CipherSuite) -> bool {
-    matches!(
-        suite,
-        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
-            | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
-            | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
-    )
-}
-
 fn certificates(path: &Path, flag: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let shown = path.display();
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
@@ -107,8 +106,19 @@ fn certificates(path: &Path, flag: &str) -> anyhow::Result<Vec<CertificateDer<'s
 
 fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, "--tls-ca")? {
-        roots.add(certificate).with_context(|| format!("--tls-ca {}", path.display()))?;
+    let shown = path.display();
+    for (place, certificate) in (1..).zip(certificates(path, "--tls-ca")?) {
+        let added = roots.add(certificate);
+        added.map_err(|_| anyhow!("--tls-ca {shown}: certificate {place} in it cannot be read"))?;
     }
     Ok(roots)
+}
+
+/// The lists of certificates that were revoked.
+fn revoked(path: &Path) -> anyhow::Result<Vec<CertificateRevocationListDer<'static>>> {
+    let shown = path.display();
+    let read = || CertificateRevocationListDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+    let found = read().with_context(|| format!("--tls-crl {shown}"))?;
+    ensure!(!found.is_empty(), "--tls-crl {shown}: no list (X509 CRL in PEM) in it");
+    Ok(found)
 }

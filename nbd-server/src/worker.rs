@@ -14,6 +14,7 @@ use common::handshake::server::{Encryption, Server};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::{Shared as SharedFuture, select};
+use futures::stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::LocalSet;
@@ -25,7 +26,7 @@ use crate::durability::Clock;
 use crate::engine::drive;
 use crate::engine::seat::Occupied;
 use crate::engine::{Ring, Seat};
-use crate::export::{Export, Origin, Peer, Registry, Visible};
+use crate::export::{Export, Origin, Peer, Registry, Secrecy, Visible};
 use crate::session::{self, End, Memory, Negotiated, Progress, Stop};
 use crate::tls::{self, Upgrader};
 use crate::transport::{Adapted, Direct, Plain, Socket, Stream};
@@ -134,8 +135,11 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
     let end = async {
         export.retired().await;
         if timeout(shared.shutdown_timeout, export.empty()).await.is_err() {
-            // Their requests may still be under way, so the export lives for as long as they stay.
-            tracing::warn!("cannot be removed while clients leave replies unread");
+            tracing::warn!(
+                "clients have not fetched their last replies in time (--shutdown-timeout): closing"
+            );
+            export.give_up();
+            // What they asked of a disk may still be under way, so the export lives for as long as that takes.
             export.empty().await;
         }
         if let Err(error) = export.close().await {
@@ -146,9 +150,10 @@ async fn keep(export: Arc<Export>, shared: Arc<Shared>) {
     let background = export.device().background(Rc::new(RuntimeClock));
     select(pin!(background.instrument(export.span())), pin!(end.instrument(export.span()))).await;
     shared.exports.let_go(&export);
-    let (name, counters) = (export.name().to_owned(), export.counters().to_string());
+    // Told once it is let go of.
+    let (name, counters) = (export.name().to_owned(), export.counters().clone());
     drop(export);
-    tracing::info!(export = name, counters, "removed");
+    counters.log(&name, "removed");
 }
 
 async fn work(
@@ -195,7 +200,7 @@ async fn serve(socket: Socket, shared: &Shared, company: &Rc<Company>) {
         Socket::Unix(_) => Origin::Host,
         Socket::Vsock(_, peer) => Origin::Machine(peer.cid()),
     };
-    let peer = Peer { origin, names: Vec::new() };
+    let peer = Peer { origin, names: Vec::new(), secrecy: Secrecy::Clear };
     let end = match socket.adopt() {
         Ok(Stream::Tcp(stream)) => converse(stream, peer, shared, company).await,
         Ok(Stream::Unix(stream)) => converse(stream, peer, shared, company).await,
@@ -220,7 +225,7 @@ async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, company: &Rc
     let server = match in_time(negotiation, deadline, shared).await {
         Ok(Negotiated::Export(export, agreed)) => {
             let mut direct = Direct::new(clear, company.seat.clone(), shared.busy_poll);
-            let end = transmit(&mut direct, export, agreed, shared, company).await;
+            let end = transmit(&mut direct, export, agreed, &peer, shared, company).await;
             close(direct.into_inner(), &end).await;
             return end;
         }
@@ -229,8 +234,8 @@ async fn converse<S: Plain>(stream: S, peer: Peer, shared: &Shared, company: &Rc
     };
     let (upgrader, _) = tls.expect("STARTTLS is agreed on only where there is TLS");
     match in_time(secure(clear.0, server, &upgrader, peer, shared), deadline, shared).await {
-        Ok((mut encrypted, export, agreed)) => {
-            let end = transmit(&mut encrypted, export, agreed, shared, company).await;
+        Ok((mut encrypted, peer, export, agreed)) => {
+            let end = transmit(&mut encrypted, export, agreed, &peer, shared, company).await;
             close(encrypted.0, &end).await;
             end
         }
@@ -245,12 +250,12 @@ async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
     upgrader: &Upgrader,
     peer: Peer,
     shared: &Shared,
-) -> Result<(Adapted<impl AsyncRead + AsyncWrite + Unpin>, Arc<Export>, Agreed), End> {
+) -> Result<(Adapted<impl AsyncRead + AsyncWrite + Unpin>, Peer, Arc<Export>, Agreed), End> {
     let mut encrypted = Adapted(upgrader.upgrade(stream).await?);
-    let peer = Peer { names: tls::names(&encrypted.0), ..peer };
+    let peer = Peer { names: tls::names(&encrypted.0), secrecy: Secrecy::Encrypted, ..peer };
     let exports = Visible { registry: &shared.exports, peer: &peer };
     match session::resume(&mut encrypted, &exports, server).await {
-        Ok(Negotiated::Export(export, agreed)) => Ok((encrypted, export, agreed)),
+        Ok(Negotiated::Export(export, agreed)) => Ok((encrypted, peer, export, agreed)),
         Ok(Negotiated::StartTls(_)) => unreachable!("an encrypted stream is not upgraded again"),
         Err(end) => {
             // "the party initiating the transaction SHOULD shutdown TLS first"
@@ -289,13 +294,16 @@ async fn transmit<S: session::Stream>(
     stream: &mut S,
     export: Arc<Export>,
     agreed: Agreed,
+    peer: &Peer,
     shared: &Shared,
     company: &Rc<Company>,
 ) -> End {
     // Not a span of its own, which would be entered and left for each request.
     tracing::Span::current().record("export", export.name());
-    let Some(visit) = export.visit() else {
-        tracing::warn!("too many connections to the export (max-connections): closing this one");
+    let Some(mut visit) = export.visit(peer) else {
+        tracing::warn!(
+            "the export takes no more connections (max-connections), or not of this client: closing"
+        );
         return End::Stopped;
     };
     let contexts = agreed.contexts.len();
@@ -304,19 +312,15 @@ async fn transmit<S: session::Stream>(
 
     let progress = Rc::new(Progress::default());
     let (give_up, gave_up) = oneshot::channel();
-    let stop = select(
-        select(shared.stop.clone(), export.retired()).map(|_| Stop::Gently),
-        // A watcher that is gone never gives up.
-        gave_up
-            .then(|given| async move {
-                if given.is_err() {
-                    std::future::pending::<()>().await;
-                }
-                Stop::AtOnce
-            })
-            .boxed_local(),
-    )
-    .map(|either| either.factor_first().0);
+    // A watcher that is gone never gives up.
+    let gave_up = gave_up.then(|given| async move {
+        if given.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let gently = select(shared.stop.clone(), visit.end()).map(|_| Stop::Gently);
+    let at_once = select(visit.cut(), gave_up.boxed_local()).map(|_| Stop::AtOnce);
+    let stop = stream::select(stream::once(gently), stream::once(at_once));
     let memory = shared.memory.clone();
     let transmission = session::transmit(stream, export, agreed, memory, stop, progress.clone());
     let end = tokio::select! {
@@ -369,7 +373,8 @@ impl Stall {
 }
 
 async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, end: &End) {
-    let _client_may_be_gone = stream.shutdown().await;
+    // What is left of an encrypted stream may not fit into the socket of a client that does not read.
+    let _client_may_be_gone = timeout(LINGER, stream.shutdown()).await;
     if let End::Stopped | End::Violation(_) = end {
         let mut late = vec![0; 4096];
         let drain = async { while matches!(stream.read(&mut late).await, Ok(1..)) {} };

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -67,6 +67,10 @@ fn the_confined_child() {
         ErrorKind::Unsupported,
         "signalling others",
     );
+    let (waiting, _other) = UnixStream::pair().expect("a pair of sockets");
+    waiting.set_nonblocking(true).expect("what a server asks by ioctl(2) reaches the kernel");
+    let unread = rustix::io::ioctl_fionread(&waiting).map_err(io::Error::from);
+    refused(unread, ErrorKind::Unsupported, "an ioctl that no server needs");
     println!("confined");
 }
 

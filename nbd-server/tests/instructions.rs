@@ -133,7 +133,7 @@ fn run(route: &Route, batches: usize) {
     let mut client = Client { batch: batch(route), sent: 0, left: batches };
     let progress = Rc::new(Progress::default());
     let device = export.clone();
-    let serving = pin!(transmit(&mut client, export, agreed, memory, pending(), progress));
+    let serving = pin!(transmit(&mut client, export, agreed, memory, futures::stream::pending(), progress));
     let background = pin!(device.device().background(Rc::new(NoTime)));
     let Either::Left((end, _)) = block_on(select(serving, background)) else {
         panic!("an export's own work has no end");

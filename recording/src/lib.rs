@@ -60,7 +60,7 @@ pub const MAGIC: &[u8; 8] = b"NBDREC\x01\0";
 /// The unit in which a write may tear.
 pub const UNIT: u32 = 512;
 /// Longest payload of a record: the longest WRITE that servers take, and what precedes its data.
-pub const PAYLOAD_MAX: usize = (32 << 20) + REQUEST_LEN;
+pub const PAYLOAD_MAX: usize = (64 << 20) + REQUEST_LEN;
 /// Longest text of a mark.
 pub const MARK_MAX: usize = 4096;
 /// Longest name of an export: the spec's longest string fits before the header's checksum less this.

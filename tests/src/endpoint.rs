@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::uri::{Tls, Transport, Uri};
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -46,7 +46,7 @@ impl Trust {
     ) -> anyhow::Result<Trust> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(root)?)?;
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(versions)?
             .with_root_certificates(roots);
         let config = match own {

@@ -40,9 +40,9 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("epoch_store", &["device", "durability", "engine"]),
     ("export", &["device", "durability", "metrics"]),
     ("session", &["buf", "device", "durability", "export", "metrics"]),
-    ("listen", &["transport"]),
+    ("listen", &["confine", "transport"]),
     ("worker", &["device", "durability", "engine", "export", "session", "tls", "transport"]),
-    ("admin", &["durability", "export", "listen"]),
+    ("admin", &["confine", "durability", "export", "listen"]),
     ("cli", &["confine", "durability", "engine"]),
     ("ctl", &["admin", "cli"]),
     (
@@ -85,7 +85,7 @@ pub const RUNTIME_FREE: &[&str] =
 
 /// Files whose product code may sleep, and why.
 pub const MAY_SLEEP: &[(&str, &str)] = &[
-    ("nbd-server/src/config/open.rs", "no client waits for it, while udev looks at a new device"),
+    ("nbd-server/src/config/lock.rs", "no client waits for it, while udev looks at a new device"),
     ("nbd-server/src/epoch_store/attribute.rs", "at the end of an export, until a stamp of time is past"),
 ];
 

@@ -101,7 +101,7 @@ fn a_reload_serves_from_the_directories_that_were_kept() {
     let _ = server.logged("added export=\"1\"");
     write(&[&a, &b, &c]);
     server.signal(Signal::SIGHUP);
-    let line = server.logged("nothing was reloaded");
+    let line = server.logged("is not served");
     assert!(line.contains("c.img name its directory under `directories`, then restart"), "{line}");
     assert!(Client::try_connect(server.endpoint(), "1").is_ok(), "what was served still is");
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use common::handshake::context::ReplyStyle;
 use common::option::Info;
 use common::proto::{ChunkType, ClientFlags, CommandFlags, CommandType, OptionType, ReplyType};
-use common::proto::{PAYLOAD_MAX, TransmissionFlags, WireError};
+use common::proto::{PAYLOAD_MAX, PAYLOAD_TAKEN_MAX, TransmissionFlags, WireError};
 use common::reply::decode_error;
 use tests::chunked::Chunked;
 use tests::client::{Client, FUA, PLAIN, Socket};
@@ -228,16 +228,18 @@ fn nothing_of_length_zero_disconnects() {
 
 #[test]
 fn a_refused_write_is_drained_and_the_next_request_understood() {
-    everywhere("memory:64M", &[], |to| {
+    everywhere("memory:80M", &[], |to| {
         let mut client = Client::connect(to);
-        let longest = PAYLOAD_MAX as usize;
+        let told = client.export.block_sizes.expect("they were asked for");
+        assert_eq!(told.maximum_payload, PAYLOAD_MAX, "what clients should keep to");
+        let longest = PAYLOAD_TAKEN_MAX as usize;
         let mut payload = pattern(3, longest + 4096);
-        assert_eq!(client.write(PLAIN, 0, &payload), WireError::EINVAL, "longer than announced");
+        assert_eq!(client.write(PLAIN, 0, &payload), WireError::EINVAL, "longer than anybody takes");
         payload.truncate(longest);
         assert_eq!(client.write(PLAIN, 40 * MIB, &payload), WireError::ENOSPC, "out of range");
         assert_eq!(client.write(PLAIN, 17, &payload), WireError::OK, "the longest there may be");
-        assert_eq!(client.read(17, PAYLOAD_MAX).unwrap(), payload);
-        assert_eq!(client.ask(CommandType::READ, PLAIN, 0, PAYLOAD_MAX + 1), WireError::EOVERFLOW);
+        assert!(client.read(17, PAYLOAD_TAKEN_MAX).unwrap() == payload);
+        assert_eq!(client.ask(CommandType::READ, PLAIN, 0, PAYLOAD_TAKEN_MAX + 1), WireError::EOVERFLOW);
         client.disconnect();
     });
 }

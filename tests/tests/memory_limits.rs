@@ -100,3 +100,21 @@ fn waiting_writes_of_one_byte_are_bounded_by_max_memory() {
     println!("{} writes of a byte wait: {peak} KiB at most", CLIENTS * IN_FLIGHT);
     assert!(peak <= KIB_MAX, "{peak} KiB");
 }
+
+#[test]
+fn payloads_beyond_what_was_advertised_wait_for_memory_like_others() {
+    let server = Server::builder().export("null:4G").unix().args(&["--max-memory", "128M"]).start();
+    let data = vec![1; 64 << 20];
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = Client::connect(server.endpoint());
+                assert_eq!(client.write(PLAIN, 0, &data), WireError::OK);
+                assert_eq!(client.read(0, 64 << 20).map(|read| read.len()), Ok(64 << 20));
+            });
+        }
+    });
+    let peak = server.status("VmHWM");
+    println!("eight clients of 64 MiB at a time: {peak} KiB at most");
+    assert!(peak <= KIB_MAX, "{peak} KiB");
+}

@@ -133,7 +133,8 @@ fn signals_and_other_exports_do_not_wait_for_a_reload_that_waits_for_a_disk() {
     // Another reload is carried out meanwhile.
     configure(&disk, "writethrough", "[[export]]\nname = \"new\"\nserve = \"memory:1M\"\n");
     server.signal(Signal::SIGHUP);
-    let _said = server.logged("exports added: 1, removed: 0, changed: 0");
+    let _said = server.logged("exports to add: 1, to remove: 0, to change: 0");
+    let _said = server.logged("added export=\"new\"");
     assert_eq!(Client::try_connect(server.endpoint(), "new").unwrap().flush(), WireError::OK);
     traced.server.signal(Signal::SIGTERM);
     let exit = end_of(traced, "its disk did not store it in time");
@@ -149,7 +150,7 @@ fn hangups_say_what_came_of_them() {
     let _said = server.logged("was reloaded: no export has changed");
     configure(&disk, "early-ack", "");
     server.signal(Signal::SIGHUP);
-    let _said = server.logged("was reloaded: exports added: 0, removed: 0, changed: 1");
+    let _said = server.logged("was reloaded: exports to add: 0, to remove: 0, to change: 1");
     let _said = server.logged("the mode is early-ack now");
     assert_eq!(server.terminate().code, Some(0));
 

@@ -6,10 +6,11 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::export::Export;
+use crate::export::{Export, Source};
 
 /// A question or an order. Without a name it is about the only export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +82,23 @@ pub struct Status {
     pub poison: Option<String>,
     /// The write verifier, sixteen hexadecimal digits; none where nothing is ever written.
     pub epoch: Option<String>,
+    /// Whether it takes no more clients, and is listed until it has let go of what it serves.
+    pub ending: bool,
+    /// What it serves, where that has a path.
+    pub source: Option<SourceStatus>,
     /// What was done since the server started.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// How the file or device of an export is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// What is there now: `unchanged`, `shrunk`, `grown`, `replaced`, `gone` or `unknown`.
+    pub found: String,
+    /// The same in a sentence, where it is not as it was.
+    pub told: Option<String>,
 }
 
 impl Status {
@@ -99,8 +115,17 @@ impl Status {
             unstable_bytes: health.unstable_bytes,
             poison: health.poison,
             epoch: export.epoch().map(|epoch| format!("{epoch:016x}")),
+            ending: export.is_retired(),
+            source: export.source().map(|source| SourceStatus::of(source)),
             counters: export.counters().rows().map(|(name, value)| (name.to_owned(), value)).collect(),
         }
+    }
+}
+
+impl SourceStatus {
+    fn of(source: &Source) -> SourceStatus {
+        let (path, found) = (source.path().to_owned(), source.found().to_string());
+        SourceStatus { path, found, told: source.told() }
     }
 }
 

@@ -7,16 +7,16 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Definition, Globals, Plan, Served, definition, globals, tls};
-use crate::cli::{Serve, TlsPolicy, parse_size};
+use crate::cli::{Serve, TlsPolicy, parse_mode, parse_size};
 use crate::confine::Sandbox;
 use crate::engine::Engine;
-use crate::export::Admission;
+use crate::export::{Admission, Secrecy};
 
 /// The file as it is written.
 #[derive(Deserialize)]
@@ -26,6 +26,8 @@ struct File {
     listen: Vec<String>,
     #[serde(default)]
     unix: Vec<PathBuf>,
+    unix_mode: Option<String>,
+    unix_group: Option<String>,
     #[serde(default)]
     vsock: Vec<u32>,
     admin: Option<PathBuf>,
@@ -54,6 +56,7 @@ struct Tls {
     cert: PathBuf,
     key: PathBuf,
     ca: Option<PathBuf>,
+    crl: Option<PathBuf>,
     #[serde(default)]
     policy: TlsPolicy,
 }
@@ -132,7 +135,7 @@ impl Plan {
             let line = error.span().map_or(1, |span| line_of(text, span.start));
             anyhow!("line {line}: {}", error.message())
         })?;
-        let serve = serve(&file);
+        let serve = serve(&file)?;
         let globals = Globals { directories: file.directories.clone(), ..globals(&serve)? };
         let mut plan = Plan { globals, tls: tls(&serve), exports: Vec::new() };
         let mut served = Served::new();
@@ -150,10 +153,13 @@ impl Plan {
 }
 
 /// The same for all exports, as if it had been typed.
-fn serve(file: &File) -> Serve {
+fn serve(file: &File) -> anyhow::Result<Serve> {
     let mut serve = Serve::untyped();
     serve.listen.clone_from(&file.listen);
     serve.unix.clone_from(&file.unix);
+    serve.unix_mode =
+        file.unix_mode.as_deref().map(parse_mode).transpose().map_err(|error| anyhow!(error))?;
+    serve.unix_group.clone_from(&file.unix_group);
     serve.vsock.clone_from(&file.vsock);
     serve.admin.clone_from(&file.admin);
     serve.state_dir.clone_from(&file.state_dir);
@@ -170,9 +176,14 @@ fn serve(file: &File) -> Serve {
     if let Some(tls) = &file.tls {
         (serve.tls_cert, serve.tls_key) = (Some(tls.cert.clone()), Some(tls.key.clone()));
         serve.tls_ca.clone_from(&tls.ca);
+        serve.tls_crl.clone_from(&tls.crl);
+        ensure!(
+            tls.crl.is_none() || tls.ca.is_some(),
+            "[tls] crl needs a ca: without one, no client is asked for a certificate"
+        );
         serve.tls = tls.policy;
     }
-    serve
+    Ok(serve)
 }
 
 fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
@@ -198,9 +209,18 @@ fn define(table: &Table, serve: &Serve) -> anyhow::Result<Definition> {
             addresses,
             names: table.allow_names.clone(),
             connections_max: table.max_connections.map(NonZeroUsize::get),
+            secrecy: secrecy(serve),
         },
         ..definition(&own)?
     })
+}
+
+/// What clients must speak. The handshake sees to it, too, but not once it is over.
+fn secrecy(serve: &Serve) -> Secrecy {
+    match serve.tls {
+        TlsPolicy::Required if serve.tls_cert.is_some() => Secrecy::Encrypted,
+        _ => Secrecy::Clear,
+    }
 }
 
 /// A network, or a single address.

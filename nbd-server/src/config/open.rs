@@ -1,16 +1,15 @@
 //! Opening and locking what is to be served.
 
-use std::fs::{File, FileType, OpenOptions, TryLockError};
+use std::fs::{FileType, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
-use super::Definition;
+use super::lock::{Lock, Locks};
+use super::{Definition, Plan};
 use crate::backend::block::BlockBackend;
 use crate::backend::file::FileBackend;
 use crate::backend::memory::MemoryBackend;
@@ -22,33 +21,33 @@ use crate::durability::Mode;
 use crate::durability::epoch::Epoch;
 use crate::engine::Pool;
 use crate::epoch_store;
-use crate::export::Export;
+use crate::export::{Export, Source};
 use crate::layer::window::Window;
 
 /// Sizes typed by a person must be a multiple of this many bytes.
 const SECTOR: u64 = 512;
-/// How long a lock on a block device may be held by udev, which looks at every new device.
-const UDEV_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Opens what is to be served.
 pub(super) struct Opener<'a> {
     state_dir: Option<PathBuf>,
     pool: &'a Pool,
+    locks: &'a Locks,
 }
 
-/// What is served, and its epoch.
-type Opened = (Arc<dyn Device>, Epoch);
+/// What is served, its epoch, and the file or device that it is, if it is one, with its lock.
+type Opened = (Arc<dyn Device>, Epoch, Option<(Source, Arc<Lock>)>);
 
 impl Opener<'_> {
     /// `state_dir` is where epochs are kept that cannot be kept with what is served.
-    pub(super) fn new(state_dir: Option<PathBuf>, pool: &Pool) -> Opener<'_> {
-        Opener { state_dir: state_dir.or_else(given_state_dir), pool }
+    pub(super) fn new<'a>(state_dir: Option<PathBuf>, pool: &'a Pool, locks: &'a Locks) -> Opener<'a> {
+        Opener { state_dir: state_dir.or_else(given_state_dir), pool, locks }
     }
 
     /// Opens and locks an export.
     pub(super) fn export(&self, definition: &Definition) -> anyhow::Result<Arc<Export>> {
         let Definition { name, serve, size, access, direct, mode, limits, text, admission } = definition;
-        let (mut storage, epoch) = self.open(serve, How { access: *access, direct: *direct }, *mode)?;
+        let how = How { access: *access, direct: *direct };
+        let (mut storage, epoch, source) = self.open(serve, how, *mode)?;
         if let Some(size) = *size {
             let has = storage.shape().size;
             ensure!(size <= has, "{serve} has {has} bytes, fewer than the {size} that are to be served");
@@ -56,16 +55,18 @@ impl Opener<'_> {
         }
         let export = Export::new(name.clone(), storage, *mode, *limits, epoch);
         export.present(text.clone(), admission.clone());
+        source.into_iter().for_each(|(source, lock)| export.serves(source, lock));
         Ok(Arc::new(export))
     }
 
     fn open(&self, spec: &str, how: How, mode: Mode) -> anyhow::Result<Opened> {
         if let Some(size) = spec.strip_prefix("memory:") {
             let memory = MemoryBackend::new(typed_size(spec, size)?).context(spec.to_owned())?;
-            return Ok((leaf(memory), epoch_store::volatile()));
+            return Ok((leaf(memory), epoch_store::volatile(), None));
         }
         if let Some(size) = spec.strip_prefix("null:") {
-            return Ok((leaf(NullBackend { size: typed_size(spec, size)? }), epoch_store::nothing_to_lose()));
+            let null = NullBackend { size: typed_size(spec, size)? };
+            return Ok((leaf(null), epoch_store::nothing_to_lose(), None));
         }
         self.open_path(Path::new(spec), how, mode)
     }
@@ -80,8 +81,7 @@ impl Opener<'_> {
         let flag = |set: bool, flag| if set { flag } else { 0 };
         options.custom_flags(flag(claim, nix::libc::O_EXCL) | flag(how.direct, nix::libc::O_DIRECT));
         let file = options.open(path).map_err(|error| explain_open(path, how, &error))?;
-        let patience = if kind.is_block_device() { UDEV_PATIENCE } else { Duration::ZERO };
-        lock(&file, access, patience).with_context(|| format!("cannot lock {shown}"))?;
+        let lock = self.locks.take(path, &file, access)?;
         let epoch = match access {
             Access::ReadWrite => {
                 let opened = epoch_store::Opened { file: &file, path, mode };
@@ -89,12 +89,13 @@ impl Opener<'_> {
             }
             Access::ReadOnly => epoch_store::nothing_to_lose(),
         };
+        let source = Source::of(path, &file).with_context(|| format!("cannot tell what {shown} is"))?;
         let device = if kind.is_block_device() {
             leaf(BlockBackend::new(file, how, self.pool.share()).context(format!("{shown}"))?)
         } else {
             leaf(FileBackend::new(file, how, self.pool.share()).context(format!("{shown}"))?)
         };
-        Ok((device, epoch))
+        Ok((device, epoch, Some((source, lock))))
     }
 }
 
@@ -110,12 +111,34 @@ pub fn path_of(spec: &str) -> Option<&Path> {
     (!has_none).then(|| Path::new(spec))
 }
 
-/// Checks what can be checked without opening anything.
-pub(super) fn check(definition: &Definition) -> anyhow::Result<()> {
-    let spec = &definition.serve;
-    match spec.strip_prefix("memory:").or_else(|| spec.strip_prefix("null:")) {
-        Some(size) => typed_size(spec, size).map(|_| ()),
-        None => kind_of(Path::new(spec)).map(|_| ()),
+impl Plan {
+    /// Takes the locks of all its exports: their messages can say more before the server gives up what it does not
+    /// need. Where something cannot be opened, its export will say so.
+    ///
+    /// # Errors
+    /// Somebody else has one, and who.
+    pub fn lock(&self, locks: &Locks) -> anyhow::Result<Vec<Arc<Lock>>> {
+        let mut taken = Vec::new();
+        for Definition { serve, access, .. } in &self.exports {
+            let Some(path) = path_of(serve).filter(|path| kind_of(path).is_ok()) else { continue };
+            let mut options = OpenOptions::new();
+            options.read(true).write(*access == Access::ReadWrite).custom_flags(nix::libc::O_NONBLOCK);
+            if let Ok(file) = options.open(path) {
+                taken.push(locks.take(path, &file, *access)?);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+impl Definition {
+    /// Checks what can be checked without opening anything.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let spec = &self.serve;
+        match spec.strip_prefix("memory:").or_else(|| spec.strip_prefix("null:")) {
+            Some(size) => typed_size(spec, size).map(|_| ()),
+            None => kind_of(Path::new(spec)).map(|_| ()),
+        }
     }
 }
 
@@ -155,26 +178,6 @@ fn explain_open(path: &Path, how: How, error: &io::Error) -> anyhow::Error {
             "{shown} is in use (mounted, or part of another device); serving it for writing would corrupt it"
         ),
         _ => anyhow::anyhow!("cannot open {shown}: {error}"),
-    }
-}
-
-/// Takes the advisory lock that keeps a second server off the same storage. It lives as long as
-/// the descriptor.
-fn lock(file: &File, access: Access, patience: Duration) -> anyhow::Result<()> {
-    let started = Instant::now();
-    loop {
-        let locked = match access {
-            Access::ReadWrite => file.try_lock(),
-            Access::ReadOnly => file.try_lock_shared(),
-        };
-        match locked {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
-                thread::sleep(Duration::from_millis(50));
-            }
-            Err(TryLockError::WouldBlock) => bail!("another server is using it"),
-        }
     }
 }
 

@@ -13,9 +13,9 @@ impl Plan {
     #[must_use]
     pub fn reach(&self, file: Option<&Path>) -> Reach {
         let globals = &self.globals;
-        // Limits of block devices, and the name of this boot.
+        // Limits of block devices, the name of this boot, and who holds a lock.
         let mut reach = Reach {
-            read: vec!["/sys".into(), "/proc/sys/kernel/random".into()],
+            read: vec!["/sys".into(), "/proc/sys/kernel/random".into(), "/proc/locks".into()],
             write: globals.directories.clone(),
             keep: globals.state_dir.clone().or_else(given_state_dir).into_iter().collect(),
             sockets: globals.unix.iter().chain(&globals.admin).map(|path| directory(path)).collect(),
@@ -32,7 +32,7 @@ impl Plan {
             }
         }
         if let Some((files, _)) = &self.tls {
-            let files = [Some(&files.cert), Some(&files.key), files.ca.as_ref()];
+            let files = [Some(&files.cert), Some(&files.key), files.ca.as_ref(), files.crl.as_ref()];
             reach.read.extend(files.into_iter().flatten().map(|path| whole(path)));
         }
         // An editor puts a new file in the place of the old one.

@@ -131,6 +131,18 @@ const OLD: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
+/// What is asked of descriptors by ioctl(2). Everything else a device can be told stays unsaid: a disk that is served
+/// would take commands of its own (SG_IO), and a terminal what seems to be typed (TIOCSTI).
+const IOCTLS: &[u64] = &[
+    libc::FIONBIO,
+    // Whether it is a terminal.
+    libc::TCGETS,
+    // BLKDISCARD, BLKZEROOUT and BLKFLSBUF.
+    0x1277,
+    0x127f,
+    0x1261,
+];
+
 pub(super) fn confine() -> anyhow::Result<&'static str> {
     let Ok(machine) = std::env::consts::ARCH.try_into() else {
         bail!("there is no filter for this processor");
@@ -146,12 +158,12 @@ fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         FREE.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
     for (call, conditions) in conditional()? {
-        rules.insert(call, vec![SeccompRule::new(conditions)?]);
+        rules.entry(call).or_default().push(SeccompRule::new(conditions)?);
     }
     Ok(rules)
 }
 
-/// Calls with some arguments.
+/// Calls with some arguments; one that is there several times is allowed in each of these ways.
 fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompCondition>)>> {
     let number = |value: libc::c_int| u64::try_from(value).context("a constant of the kernel is negative");
     let argument = |place, op, value| SeccompCondition::new(place, SeccompCmpArgLen::Dword, op, value);
@@ -160,7 +172,6 @@ fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompCondition>)>> {
         anyhow::Ok(argument(place, SeccompCmpOp::MaskedEq(number(bit)?), number(value)?)?)
     };
     let not_to_run = || has(2, libc::PROT_EXEC, 0);
-    let not = |place, value| anyhow::Ok(argument(place, SeccompCmpOp::Ne, value)?);
     let own = libc::c_int::try_from(std::process::id()).context("a process id")?;
     let mut calls = vec![
         // No memory that was written can be run.
@@ -172,10 +183,11 @@ fn conditional() -> anyhow::Result<Vec<(i64, Vec<SeccompCondition>)>> {
         (libc::SYS_tgkill, vec![is(0, own)?]),
         (libc::SYS_prlimit64, vec![is(0, 0)?]),
         (libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME)?]),
-        // Standard error may be a terminal, and what is put into its input is typed.
-        (libc::SYS_ioctl, vec![not(1, libc::TIOCSTI)?, not(1, libc::TIOCLINUX)?]),
         (libc::SYS_socketpair, vec![is(0, libc::AF_UNIX)?]),
     ];
+    for request in IOCTLS {
+        calls.push((libc::SYS_ioctl, vec![argument(1, SeccompCmpOp::Eq, *request)?]));
+    }
     // Other services listen on Unix sockets, too: they are reached only where a service manager waits to be told.
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         calls.push((libc::SYS_socket, vec![is(0, libc::AF_UNIX)?]));

@@ -3,7 +3,7 @@
 use common::command::RequestHeader;
 use common::proto::{CHUNK_HEADER_LEN, CommandFlags, CommandType, SIMPLE_REPLY_HEADER_LEN, WireError};
 use common::reply::{ChunkHeader, SimpleReply};
-use futures::channel::oneshot;
+use futures::channel::{mpsc, oneshot};
 use nbd_server::session::{End, Stop};
 
 use crate::pipe;
@@ -11,14 +11,18 @@ use crate::pipe;
 /// One connection in transmission, from the client's side.
 pub(crate) struct Client {
     pipe: Option<pipe::End>,
-    stop: Option<oneshot::Sender<Stop>>,
+    stop: mpsc::UnboundedSender<Stop>,
     end: oneshot::Receiver<End>,
     next_cookie: u64,
 }
 
 impl Client {
-    pub(crate) fn new(pipe: pipe::End, stop: oneshot::Sender<Stop>, end: oneshot::Receiver<End>) -> Client {
-        Client { pipe: Some(pipe), stop: Some(stop), end, next_cookie: 1 }
+    pub(crate) fn new(
+        pipe: pipe::End,
+        stop: mpsc::UnboundedSender<Stop>,
+        end: oneshot::Receiver<End>,
+    ) -> Client {
+        Client { pipe: Some(pipe), stop, end, next_cookie: 1 }
     }
 
     /// Sends raw bytes.
@@ -90,9 +94,8 @@ impl Client {
     }
 
     /// Tells the session to stop.
-    pub(crate) fn stop(&mut self, how: Stop) {
-        let stop = self.stop.take().expect("not stopped yet");
-        stop.send(how).expect("the session lives");
+    pub(crate) fn stop(&self, how: Stop) {
+        self.stop.unbounded_send(how).expect("the session lives");
     }
 
     /// How the session ended, if it has.

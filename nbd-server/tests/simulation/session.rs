@@ -154,6 +154,25 @@ fn a_stop_answers_what_was_received_and_takes_no_more() {
 }
 
 #[test]
+fn a_stop_that_is_gentle_at_first_may_be_in_a_hurry_later() {
+    let mut world = World::new(Mode::Writeback);
+    let mut client = world.connect();
+    world.disk.hold(is_write);
+    client.write(0, 512, 1, NONE);
+    world.settle();
+    client.stop(Stop::Gently);
+    world.settle();
+    client.stop(Stop::AtOnce);
+    world.settle();
+    assert!(client.end().is_none(), "what was received is finished");
+    world.disk.release(0);
+    world.settle();
+    assert_eq!(client.replies(), [], "and answered no more");
+    assert!(matches!(client.end(), Some(End::Stopped)));
+    assert_eq!(world.disk.log().len(), 1);
+}
+
+#[test]
 fn refusals_are_answered_and_leave_the_stream_in_step() {
     let mut world = World::new(Mode::Writeback);
     let mut client = world.connect();

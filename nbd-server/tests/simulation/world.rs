@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::handshake::context::Agreed;
 use futures::FutureExt;
-use futures::channel::oneshot;
+use futures::channel::{mpsc, oneshot};
 use futures::executor::{LocalPool, LocalSpawner};
 use futures::task::LocalSpawnExt;
 use nbd_server::buf::{Budget, Pool};
@@ -112,12 +112,11 @@ impl World {
     /// A new connection in transmission.
     pub(crate) fn connect_as(&self, agreed: Agreed) -> Client {
         let (ours, mut theirs) = pipe::duplex();
-        let (stop, stopped) = oneshot::channel::<Stop>();
+        let (stop, stopped) = mpsc::unbounded::<Stop>();
         let (ended, end) = oneshot::channel::<End>();
         let (export, memory) = (self.export.clone(), self.memory.clone());
         let session = async move {
-            let stop = stopped.map(|stop| stop.unwrap_or(Stop::Gently));
-            let end = transmit(&mut theirs, export, agreed, memory, stop, Rc::default()).await;
+            let end = transmit(&mut theirs, export, agreed, memory, stopped, Rc::default()).await;
             drop(theirs);
             let _test_may_not_ask = ended.send(end);
         };
