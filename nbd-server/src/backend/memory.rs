@@ -16,8 +16,9 @@ const CHUNK: usize = 256 << 10;
 /// Chunks looked at for one answer about extents: a worker waits for it, and so do its other clients.
 const LOOK_MAX: usize = 16 << 10;
 
-/// Chunks copied or zeroed before others have their turn: 4 MiB, a millisecond at most.
-const AT_ONCE: usize = 16;
+/// Chunks before others have their turn: of those that are copied, and of those that are let go of.
+const COPIED_AT_ONCE: usize = 1;
+const FREED_AT_ONCE: usize = 16;
 
 /// Serves memory; chunks never written cost nothing.
 pub struct MemoryBackend {
@@ -51,9 +52,9 @@ impl MemoryBackend {
     }
 }
 
-/// Before the chunk of that number, if there were many.
-async fn others_have_their_turn(number: usize) {
-    if number % AT_ONCE == AT_ONCE - 1 {
+/// Before each chunk of that number whose predecessors take a fraction of a millisecond.
+async fn others_have_their_turn(number: usize, at_once: usize) {
+    if number > 0 && number.is_multiple_of(at_once) {
         give_way().await;
     }
 }
@@ -65,7 +66,7 @@ impl Backend for MemoryBackend {
 
     async fn read(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
         for (number, (chunk, start, done, len)) in Self::pieces(at, buf.len()).enumerate() {
-            others_have_their_turn(number).await;
+            others_have_their_turn(number, COPIED_AT_ONCE).await;
             let chunk = self.chunks[chunk].read().unwrap_or_else(PoisonError::into_inner);
             match &*chunk {
                 Some(bytes) => buf[done..done + len].copy_from_slice(&bytes[start..start + len]),
@@ -77,7 +78,7 @@ impl Backend for MemoryBackend {
 
     async fn write(&self, at: u64, data: IoBuf) -> io::Result<()> {
         for (number, (chunk, start, done, len)) in Self::pieces(at, data.len()).enumerate() {
-            others_have_their_turn(number).await;
+            others_have_their_turn(number, COPIED_AT_ONCE).await;
             let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
             let bytes = chunk.get_or_insert_with(|| vec![0; CHUNK].into());
             bytes[start..start + len].copy_from_slice(&data[done..done + len]);
@@ -96,7 +97,7 @@ impl Backend for MemoryBackend {
         }
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
         for (number, (chunk, start, _, len)) in Self::pieces(at, len).enumerate() {
-            others_have_their_turn(number).await;
+            others_have_their_turn(number, FREED_AT_ONCE).await;
             let mut chunk = self.chunks[chunk].write().unwrap_or_else(PoisonError::into_inner);
             match &mut *chunk {
                 Some(_) if len == CHUNK => *chunk = None,
