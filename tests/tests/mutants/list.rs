@@ -224,7 +224,7 @@ pub(crate) const MUTANTS: &[Mutant] = &mutants! {
         "commit.healthy().await;" =>
         "if commit.check().is_err() { std::future::pending::<()>().await; }";
     "disc-leaves-data-in-the-cache" "C9" SESSION:
-        "self.export.write_back().await;" =>
+        "self.around.export.write_back().await;" =>
         "Ok::<(), io::Error>(());";
     "answer-forgotten" "I10" REPLIES:
         "self.failure(WireError::EIO, \"a bug in the server\", None);" =>
