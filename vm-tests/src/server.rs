@@ -59,11 +59,9 @@ impl HostServer {
 
     /// What it has done until now.
     pub fn counters(&mut self) -> Result<Counters> {
-        let before = self.log().lines().filter(|line| line.contains("counters=")).count();
+        let before = self.log().lines().filter_map(Counters::told).count();
         self.signal(Signal::USR1)?;
-        self.poll("report its counters", |server| {
-            server.log().lines().filter(|line| line.contains("counters=")).nth(before).map(Counters::read)
-        })
+        self.poll("report its counters", |server| server.log().lines().filter_map(Counters::told).nth(before))
     }
 
     /// Orders something by `nbd-server ctl`, which must be done.

@@ -45,9 +45,9 @@ impl Fs {
 }
 
 impl Counters {
-    /// Reads the counters from a line of the server's log.
-    pub(crate) fn read(line: &str) -> Counters {
-        Counters { line: line.replace("counters=", " ") }
+    /// The counters, if a line of the server's log tells them.
+    pub(crate) fn told(line: &str) -> Option<Counters> {
+        line.contains(" counters export=").then(|| Counters { line: line.to_owned() })
     }
 
     /// The counter of this name.
@@ -102,12 +102,11 @@ impl Vm {
 
     /// What a spawned server has done until now.
     pub fn counters(&mut self, name: &str) -> Result<Counters> {
-        let reported = |log: &str| log.lines().filter(|line| line.contains("counters=")).count();
-        let before = reported(&self.log(name));
+        let before = self.log(name).lines().filter_map(Counters::told).count();
         self.kill(name, Signal::Usr1)?;
         self.poll(|remains| {
             let log = remains.log(name);
-            Ok(log.lines().filter(|line| line.contains("counters=")).nth(before).map(Counters::read))
+            Ok(log.lines().filter_map(Counters::told).nth(before))
         })
         .with_context(|| format!("waiting for the counters of {name}"))
     }

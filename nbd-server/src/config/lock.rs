@@ -6,8 +6,9 @@
 //! | open file description locks on single bytes | QEMU, all its tools (`block/file-posix.c`) |
 //!
 //! QEMU has a byte for each thing that it does with an image, and another for each that it does not let others do. It
-//! holds those of its own by shared locks, and refuses where somebody holds one that stands against them. So do we: a
-//! writer reads and writes and lets nobody do either; a reader reads and lets nobody write.
+//! holds those of its own by shared locks, and refuses where somebody holds one that stands against them. So do we:
+//! readers and writers let nobody else write. That a writer reads consistently what others read it does not forbid, or
+//! `qemu-img info -U` would be refused, which promises to expect nothing.
 //!
 //! Exports of one server may share a file if at most one of them writes, so they share the lock, too.
 
@@ -99,9 +100,7 @@ impl Lock {
         if let (Err(_), Some(before)) = (&taken, *strength) {
             // Even to try for more may have lost what there was.
             let _taken_again = self.try_whole(before);
-            for byte in [DONE + WRITE, FORBIDDEN + READ] {
-                let _never_had = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte)));
-            }
+            let _never_had = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, DONE + WRITE)));
         }
         taken?;
         *strength = Some(access);
@@ -136,9 +135,10 @@ impl Lock {
 
     /// First takes, then looks, as everybody does: of two who begin at once at least one sees the other.
     fn take_bytes(&self, access: Access) -> anyhow::Result<()> {
-        let (done, forbidden): (&[i64], &[i64]) = match access {
-            Access::ReadWrite => (&[READ, WRITE], &[READ, WRITE, RESIZE]),
-            Access::ReadOnly => (&[READ], &[WRITE, RESIZE]),
+        let forbidden = [WRITE, RESIZE];
+        let done: &[i64] = match access {
+            Access::ReadWrite => &[READ, WRITE],
+            Access::ReadOnly => &[READ],
         };
         let taken = done.iter().map(|it| DONE + it).chain(forbidden.iter().map(|it| FORBIDDEN + it));
         for byte in taken {
