@@ -134,7 +134,7 @@ impl fmt::Display for Uri {
     }
 }
 
-/// What stands between an IPv6 address and its zone (RFC 6874).
+/// The separator of an IPv6 address and its zone in a URI (RFC 6874).
 const ZONE: &str = "%25";
 
 /// A URI without the zone of its IPv6 address, which RFC 3986 does not know, and that zone.

@@ -127,7 +127,7 @@ impl Record {
 }
 
 impl Record {
-    /// How the connections are: what the keeper knows, and of those that an earlier one has made, what can be seen.
+    /// The state of the connections: as the keeper knows its own, and as can be seen of those of an earlier keeper.
     fn connections_now(&self) -> Vec<Connection> {
         let ends = self.ends.iter().copied().chain(std::iter::repeat(None));
         let look = |(known, ends): (&Connection, Option<Ends>)| match (known, ends.map(lives)) {
@@ -138,14 +138,14 @@ impl Record {
     }
 }
 
-/// Whether a connection with these ends lives: of TCP the machine has a table.
+/// Looks a connection up by its two addresses in the kernel's table of TCP connections.
 pub(crate) fn lives(ends: Ends) -> Option<bool> {
     let Ends::Tcp { local, peer } = ends else { return None };
     let table = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
     Some(table.iter().any(|table| is_established(table, local, peer)))
 }
 
-/// How the connections of a device that nobody keeps are.
+/// The state of the connections of a device without a keeper.
 fn looked_at(record: &Record) -> Vec<Connection> {
     let look = |place: usize| match record.ends.get(place).copied().flatten().and_then(lives) {
         Some(true) => Connection::Alive,

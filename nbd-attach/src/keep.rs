@@ -118,7 +118,7 @@ pub async fn keep(
     for (place, (socket, ends)) in sockets.into_iter().zip(ends).enumerate() {
         keeper.watch(place, socket, ends)?;
     }
-    // What an earlier keeper's connections have sent, only the device's own count tells.
+    // Only the device's own count includes the bytes sent by an earlier keeper's connections.
     let wear = Wear::new(cipher, config.renew_after, if known == 0 { Since::Ever } else { Since::Now });
     let ended = tokio::select! {
         ended = keeper.run(dead, known, wear, interrupt) => ended?,

@@ -215,7 +215,7 @@ impl At<'_> {
         let how = match self.config.block_size {
             _ if self.config.access == Access::ReadOnly && !read_only => "is writable".to_owned(),
             Some(wanted) if wanted != block_size => format!("has blocks of {block_size} bytes, not {wanted}"),
-            // Whoever is to keep it keeps it as it is, which is better than nobody; and one is what nobody asked for.
+            // A keeper takes it as it is, which is better than none; and one connection is only the default.
             _ if self.config.keep == Keep::No && wanted > 1 && there != wanted => {
                 format!("has {there} connections, not {wanted}")
             }

@@ -65,7 +65,7 @@ impl Slowness {
         let limit = self.timeout.get().unwrap_or(first_limit);
         let cut_after = |limit| waits.iter().any(|wait| is_cut(*wait, limit));
         let Strikes { now: before, first } = self.strikes.get();
-        // What the first limit explains may be an old request, which lives by that.
+        // An old request still has the first limit, which may explain this.
         self.strikes.set(match (together, self.busy.get()) {
             (false, true) if cut_after(first_limit) => {
                 Strikes { now: if limit == first_limit { before + 1 } else { before }, first: first + 1 }
